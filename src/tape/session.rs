@@ -1,0 +1,237 @@
+//! A plan on a device: made once, replayed many times, allocating nothing.
+//!
+//! Only the step uniform and the inputs change between replays. The one other difference, that a step's first
+//! micro-batch writes parameter gradients and later ones add to them, is two lists of ready-made launches.
+
+use super::plan::{GUARD, Plan, touchable};
+use super::{Arena, Home, ParamSet, ParamStore, Write};
+use crate::error::{Context, Error, Kind, Result};
+use crate::gpu::{Buffer, BufferSlice, Dispatch, Gpu, KernelKey, Purpose, Readback, Step, StepUniform, Timer};
+use crate::ops::{Bind, Cost, Host, Launch, Var};
+use std::collections::BTreeMap;
+
+/// What a launch is, for whoever times it.
+#[derive(Clone, Debug)]
+pub struct LaunchInfo {
+    pub op: &'static str,
+    pub variant: String,
+    pub kernel: KernelKey,
+    pub cost: Cost,
+}
+
+pub struct Session {
+    gpu: Gpu,
+    first: Vec<Dispatch>,
+    /// For micro-batches after the first of a step; empty where they are the same launches.
+    later: Vec<Dispatch>,
+    infos: Vec<LaunchInfo>,
+    step: StepUniform,
+    slices: BTreeMap<Var, BufferSlice>,
+    slots: Vec<Buffer>,
+    scratch: Vec<Buffer>,
+    readback: Option<Readback>,
+    plan: Plan,
+}
+
+impl Session {
+    /// Allocates everything, compiles every kernel, makes every bind group.
+    pub fn new(gpu: &Gpu, plan: Plan, params: &ParamSet, store: Option<&ParamStore>) -> Result<Session> {
+        let slots: Vec<Buffer> = plan
+            .slots
+            .iter()
+            .map(|&bytes| gpu.buffer("activation", Purpose::Activations, bytes))
+            .collect::<Result<_>>()?;
+        let scratch: Vec<Buffer> =
+            plan.scratch.iter().map(|&bytes| gpu.buffer("scratch", Purpose::Scratch, bytes)).collect::<Result<_>>()?;
+        let step = StepUniform::new(gpu)?;
+        let mut slices = BTreeMap::new();
+        for (&var, home) in &plan.homes {
+            let spec = &plan.specs[&var];
+            let slice = match home {
+                Home::Planned => match plan.slot_of.get(&var) {
+                    Some(&slot) => slots[slot].slice(0, touchable(spec)),
+                    None => continue,
+                },
+                Home::Input => {
+                    gpu.buffer("input", Purpose::Inputs, plan.value_bytes(var))?.slice(0, touchable(spec))
+                }
+                Home::Param(id, arena) => needs_store(store)?.slice(params.get(*id)?, *arena)?,
+                Home::Arena(arena) => needs_store(store)?.whole(*arena)?,
+                Home::View(_) => continue,
+            };
+            slices.insert(var, slice);
+        }
+        for (&var, root) in &plan.roots {
+            if let Some(slice) = slices.get(root).cloned() {
+                slices.insert(var, slice);
+            }
+        }
+        let readback = (plan.staging > 0).then(|| Readback::new(gpu, plan.staging)).transpose()?;
+        let (first, later) = (Vec::new(), Vec::new());
+        let mut session =
+            Session { gpu: gpu.clone(), first, later, infos: Vec::new(), step, slices, slots, scratch, readback, plan };
+        session.make_dispatches()?;
+        session.step.write(gpu, &Step::default())?;
+        Ok(session)
+    }
+
+    fn make_dispatches(&mut self) -> Result<()> {
+        let mut differs = false;
+        for node in &self.plan.nodes {
+            for launch in &node.program.launches {
+                let what = || format!("prepare {} ({})", node.name, node.variant.name);
+                let slices = self.bind(launch, &node.ins, &node.outs).context(what)?;
+                let mut immediates = launch.immediates.bytes.clone();
+                // A fill before scattered additions to a gradient is left out of later micro-batches, and flags turn.
+                let mut later = immediates.clone();
+                let mut set_on_first_only = false;
+                for &(at, k) in &launch.immediates.accumulate {
+                    let (var, write) = node.outs[k];
+                    let adds = write == Write::Add;
+                    let param_gradient = matches!(self.plan.homes[&self.plan.roots[&var]], Home::Param(_, Arena::Gradients));
+                    immediates[at..at + 4].copy_from_slice(&u32::from(adds).to_le_bytes());
+                    later[at..at + 4].copy_from_slice(&u32::from(adds || param_gradient).to_le_bytes());
+                    set_on_first_only |= param_gradient && !adds;
+                }
+                let mut in_first = true;
+                let mut in_later = true;
+                if let Some(k) = launch.only_when_written {
+                    let (var, write) = node.outs[k];
+                    let param_gradient = matches!(self.plan.homes[&self.plan.roots[&var]], Home::Param(_, Arena::Gradients));
+                    in_first = write == Write::Set;
+                    in_later = in_first && !param_gradient;
+                }
+                differs |= set_on_first_only || in_first != in_later;
+                if !in_first && !in_later {
+                    continue;
+                }
+                let dispatch = self.gpu.dispatch(&launch.kernel, &slices, &immediates, launch.grid).context(what)?;
+                if in_later {
+                    self.later.push(if set_on_first_only { dispatch.with_immediates(&later) } else { dispatch.clone() });
+                }
+                if in_first {
+                    self.first.push(dispatch);
+                    self.infos.push(LaunchInfo {
+                        op: node.name,
+                        variant: node.variant.name.clone(),
+                        kernel: launch.kernel.clone(),
+                        cost: launch.cost,
+                    });
+                }
+            }
+        }
+        if !differs {
+            self.later.clear();
+        }
+        Ok(())
+    }
+
+    fn bind(&self, launch: &Launch, ins: &[Var], outs: &[(Var, Write)]) -> Result<Vec<BufferSlice>> {
+        let of = |var: Var| {
+            let missing = || Error::new(Kind::Shape, "find a value's buffer", "it has none");
+            self.slices.get(&var).cloned().ok_or_else(missing)
+        };
+        let part = |var: Var, offset: u64, bytes: u64| {
+            let whole = of(var)?;
+            Ok(whole.buffer.slice(whole.offset + offset, bytes))
+        };
+        let one = |bind: &Bind| match *bind {
+            Bind::In(i) => of(ins[i]),
+            Bind::Out(k) => of(outs[k].0),
+            Bind::InAt { input, offset, bytes } => part(ins[input], offset, bytes),
+            Bind::OutAt { output, offset, bytes } => part(outs[output].0, offset, bytes),
+            Bind::Scratch(i) => Ok(self.scratch[i].whole()),
+            Bind::Step => Ok(self.step.slice()),
+        };
+        launch.bindings.iter().map(one).collect()
+    }
+
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    pub fn launches(&self) -> &[LaunchInfo] {
+        &self.infos
+    }
+
+    /// The ready-made launches of a step's first micro-batch.
+    pub fn dispatches(&self) -> &[Dispatch] {
+        &self.first
+    }
+
+    fn slice(&self, var: Var) -> Result<&BufferSlice> {
+        self.slices.get(&var).ok_or_else(|| Error::new(Kind::Shape, "find a value's buffer", "it has none"))
+    }
+
+    /// Uploads an input. `data` is the tensor's bytes.
+    pub fn write_bytes(&self, var: Var, data: &[u8]) -> Result<()> {
+        let spec = &self.plan.specs[&var];
+        if data.len() as u64 != spec.bytes() {
+            let happened = format!("{} bytes given for {spec}", data.len());
+            return Err(Error::new(Kind::Shape, "upload an input", happened));
+        }
+        self.gpu.write(self.slice(var)?, data)
+    }
+
+    pub fn write(&self, var: Var, tensor: &Host) -> Result<()> {
+        self.write_bytes(var, &tensor.to_bytes())
+    }
+
+    /// Submits one replay and returns at once; at most a few are in flight.
+    pub fn run(&self, step: &Step) -> Result<()> {
+        self.step.write(&self.gpu, step)?;
+        let again = step.micro > 0 && !self.later.is_empty();
+        self.gpu.submit(if again { &self.later } else { &self.first })
+    }
+
+    /// Runs one replay with timestamps: nanoseconds for each of [`Session::launches`].
+    pub fn run_timed(&self, step: &Step, timer: &Timer) -> Result<Vec<f64>> {
+        self.step.write(&self.gpu, step)?;
+        timer.run(&self.gpu, &self.first)
+    }
+
+    /// Waits for what was submitted and reads a kept value.
+    pub fn read(&self, var: Var) -> Result<Host> {
+        let spec = &self.plan.specs[&var];
+        Ok(Host::from_bytes(spec, &self.read_bytes(var, touchable(spec))?))
+    }
+
+    fn read_bytes(&self, var: Var, bytes: u64) -> Result<Vec<u8>> {
+        let kept = self.plan.guarded || self.plan.kept.contains(&self.plan.roots[&var]);
+        let attempt = "read a value back";
+        let Some(readback) = self.readback.as_ref().filter(|_| kept) else {
+            return Err(Error::new(Kind::Shape, attempt, "its buffer may hold another value by now").hint("keep() it"));
+        };
+        let slice = self.slice(var)?;
+        readback.read(&self.gpu, &slice.buffer.slice(slice.offset, bytes))
+    }
+
+    /// In a guarded plan: fills every buffer, guards included, with NaN patterns. Inputs lose their contents.
+    pub fn poison(&self) -> Result<()> {
+        for buffer in self.slots.iter().chain(&self.scratch) {
+            self.gpu.write(&buffer.whole(), &poison_bytes(buffer.bytes()))?;
+        }
+        for &input in &self.plan.inputs {
+            let buffer = &self.slice(input)?.buffer;
+            self.gpu.write(&buffer.whole(), &poison_bytes(buffer.bytes()))?;
+        }
+        Ok(())
+    }
+
+    /// In a guarded plan: whether the words behind `var` are as [`Session::poison`] left them, and the bytes of `var`.
+    pub fn read_guarded(&self, var: Var) -> Result<(bool, Vec<u8>)> {
+        let bytes = touchable(&self.plan.specs[&var]);
+        let mut all = self.read_bytes(var, bytes + GUARD)?;
+        let guard = all.split_off(bytes as usize);
+        Ok((guard == poison_bytes(GUARD), all))
+    }
+}
+
+fn needs_store(store: Option<&ParamStore>) -> Result<&ParamStore> {
+    store.ok_or_else(|| Error::new(Kind::Shape, "prepare a plan with parameters", "no parameter store was given"))
+}
+
+/// A NaN as f32 and, in both halves, as f16.
+fn poison_bytes(bytes: u64) -> Vec<u8> {
+    0x7fd1_7e2du32.to_le_bytes().repeat(bytes as usize / 4)
+}
