@@ -5,3 +5,4 @@
 mod suite;
 
 mod add;
+mod gemm;

@@ -20,8 +20,8 @@ var<immediate> p: Params;
 {% endif %}
 
 @compute @workgroup_size({{ WG }})
-fn {{ FORM }}(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
-       @builtin(local_invocation_index) lid: u32) {
+fn elementwise_{{ FORM }}(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
+                      @builtin(local_invocation_index) lid: u32) {
   let start = (wg.x + wg.y * grid.x) * {{ WG * PER }}u + lid;
 {% for k in range(PER) %}
   let i{{ k }} = start + {{ k * WG }}u;

@@ -8,9 +8,11 @@
 // copying is where edges are dealt with (addresses clamped, A zero past the end of K), and the next step's global loads are issued
 // before this one's products. Results leave through workgroup memory, T rows at a time, because only there can stores be guarded and
 // the epilogue see its row and column.
+// VS = 4 stages vectors of four, which SPIR-V can load a matrix from (the pitch is then counted in vectors) and Metal cannot (VS = 1).
 // VA, VB, VC = 4 promise that rows (leading dimension, batch stride, extent along the row) are multiples of four elements.
 // Only for devices whose subgroups all have S lanes, and where T x T x T with f16 in and f32 out is listed.
 // Moved: M N K (1/BM + 1/BN) elements read, M N written.
+enable wgpu_cooperative_matrix;
 {% set SGS = WM * WN %}
 {% set WG = SGS * S %}
 {% set MT = BM // WM // T %}
@@ -31,8 +33,8 @@
 {% set MAT = "coop_mat" ~ T ~ "x" ~ T %}
 {% set XYZW = ["x", "y", "z", "w"] %}
 {% include "shared/gemm.wgsl" %}
-var<workgroup> tile_a: array<f16, {{ RA * PA }}>;
-var<workgroup> tile_b: array<f16, {{ RB * PB }}>;
+var<workgroup> tile_a: array<{{ "vec4<f16>" if VS == 4 else "f16" }}, {{ RA * PA // VS }}>;
+var<workgroup> tile_b: array<{{ "vec4<f16>" if VS == 4 else "f16" }}, {{ RB * PB // VS }}>;
 var<workgroup> tile_c: array<f32, {{ SGS * T * NT * T }}>;
 
 {# Loads unit u of an operand, four elements along a row of memory. #}
@@ -81,10 +83,14 @@ var<workgroup> tile_c: array<f32, {{ SGS * T * NT * T }}>;
     {
 {% endif %}
       let e = {{ id }} + {{ u * WG }}u;
-      let at = e / {{ columns // 4 }}u * {{ pitch }}u + (e % {{ columns // 4 }}u) * 4u;
+      let at = e / {{ columns // 4 }}u * {{ pitch // VS }}u + (e % {{ columns // 4 }}u) * {{ 4 // VS }}u;
+{% if VS == 4 %}
+      {{ name }}[at] = {{ reg }}{{ u }};
+{% else %}
 {% for j in range(4) %}
       {{ name }}[at + {{ j }}u] = {{ reg }}{{ u }}.{{ XYZW[j] }};
 {% endfor %}
+{% endif %}
     }
 {% endmacro %}
 
@@ -136,16 +142,16 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) t
       let kk = kb + {{ v * T }}u;
 {% for i in range(MT) %}
 {% if A_K %}
-      let x{{ i }} = coopLoadT<{{ MAT }}<f16, A>>(&tile_a[(sm + {{ i * T }}u) * {{ PA }}u + kk], {{ PA }}u);
+      let x{{ i }} = coopLoadT<{{ MAT }}<f16, A>>(&tile_a[((sm + {{ i * T }}u) * {{ PA }}u + kk) / {{ VS }}u], {{ PA // VS }}u);
 {% else %}
-      let x{{ i }} = coopLoad<{{ MAT }}<f16, A>>(&tile_a[kk * {{ PA }}u + {{ i * T }}u + sm], {{ PA }}u);
+      let x{{ i }} = coopLoad<{{ MAT }}<f16, A>>(&tile_a[(kk * {{ PA }}u + {{ i * T }}u + sm) / {{ VS }}u], {{ PA // VS }}u);
 {% endif %}
 {% endfor %}
 {% for j in range(NT) %}
 {% if B_K %}
-      let y{{ j }} = coopLoad<{{ MAT }}<f16, B>>(&tile_b[(sn + {{ j * T }}u) * {{ PB }}u + kk], {{ PB }}u);
+      let y{{ j }} = coopLoad<{{ MAT }}<f16, B>>(&tile_b[((sn + {{ j * T }}u) * {{ PB }}u + kk) / {{ VS }}u], {{ PB // VS }}u);
 {% else %}
-      let y{{ j }} = coopLoadT<{{ MAT }}<f16, B>>(&tile_b[kk * {{ PB }}u + {{ j * T }}u + sn], {{ PB }}u);
+      let y{{ j }} = coopLoadT<{{ MAT }}<f16, B>>(&tile_b[(kk * {{ PB }}u + {{ j * T }}u + sn) / {{ VS }}u], {{ PB // VS }}u);
 {% endif %}
 {% endfor %}
 {% for i in range(MT) %}

@@ -1,5 +1,11 @@
 //! What holds of all ops, and the one device that all tests share.
 
+mod adapters;
+mod failures;
+mod house;
+mod planner;
+mod shaders;
+
 use denshi::gpu::{AdapterChoice, Gpu};
 use denshi::ops::{Case, DType, FAMILIES, Fill, Host, Var};
 use denshi::tape::{CaseTape, case_step, check_case, data_for, interpret};
@@ -27,7 +33,7 @@ pub fn check_family(family: &str) {
         }
         let recorded = CaseTape::record(&case).unwrap_or_else(|e| panic!("{e}"));
         for variant in recorded.variants(gpu.caps()) {
-            let nodes = check_case(gpu, &recorded, Some(&variant))
+            let nodes = check_case(gpu, None, &recorded, Some(&variant))
                 .unwrap_or_else(|e| panic!("case {} by {variant}: {e}", case.name));
             checks += nodes.len();
             let failed = nodes.into_iter().filter_map(|n| {

@@ -134,7 +134,7 @@ impl Gpu {
     /// Makes the device unusable, as a driver reset would. For tests of what happens then.
     pub fn simulate_loss(&self) {
         self.inner.device.destroy();
-        let _ = self.inner.device.poll(wgpu::PollType::Poll);
+        let _ = self.inner.device.poll(wgpu::PollType::wait_indefinitely());
     }
 
     fn device(&self) -> &wgpu::Device {

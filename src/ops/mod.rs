@@ -30,4 +30,5 @@ macro_rules! families {
 
 families! {
     add,
+    gemm,
 }

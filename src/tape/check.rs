@@ -3,9 +3,9 @@
 
 use super::plan::{Plan, PlanOptions};
 use super::session::Session;
-use super::{Home, ParamSet, Tape, Write};
+use super::{Home, Node, ParamSet, Tape, Write};
 use crate::error::{Context, Error, Kind, Result};
-use crate::gpu::{Caps, Gpu, Step};
+use crate::gpu::{Caps, Gpu, Step, Timer};
 use crate::ops::{Case, CaseRecorder, DType, Fill, Host, Op, Recorder, Spec, Var};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -116,6 +116,15 @@ impl CaseTape {
         losses.map(|n| n.outs[0].0).collect()
     }
 
+    /// The variant that each node's op prefers on such an adapter.
+    pub fn preferred(&self, caps: &Caps) -> Vec<(&'static str, String)> {
+        let first = |node: &Node| {
+            let variant = node.op.variants(&self.tape.io(node), caps).into_iter().next();
+            variant.map(|v| (node.op.name(), v.name))
+        };
+        self.tape.nodes.iter().filter_map(first).collect()
+    }
+
     /// Names of all variants that this adapter can run any node of the case by, each once, preferred ones first.
     pub fn variants(&self, caps: &Caps) -> Vec<String> {
         let mut names: Vec<String> = Vec::new();
@@ -137,6 +146,8 @@ pub struct NodeCheck {
     pub variant: String,
     /// Worst |error| / tolerance over all outputs; over 1 is a failure.
     pub worst: f64,
+    /// Device time of its launches in nanoseconds, where the adapter has timestamps.
+    pub nanoseconds: Option<f64>,
     /// In words, where it failed.
     pub failure: Option<String>,
 }
@@ -146,16 +157,19 @@ pub fn case_step() -> Step {
     Step { lr: 0.01, loss_scale: 4.0, grad_scale: 0.25, bias1: 0.1, bias2: 0.001, ..Step::new(7, 3, 0) }
 }
 
-/// Runs a recorded case with `force`d variants where they exist. Checks values, guard words, and that a second run gives the same
-/// bits.
-pub fn check_case(gpu: &Gpu, case: &CaseTape, force: Option<&str>) -> Result<Vec<NodeCheck>> {
+/// Runs a recorded case with `force`d variants where they exist. Checks values, guard words, and that a second run
+/// gives the same bits; the second run is timed where there is a timer.
+pub fn check_case(gpu: &Gpu, timer: Option<&Timer>, case: &CaseTape, force: Option<&str>) -> Result<Vec<NodeCheck>> {
     let options = PlanOptions { guarded: true, force: force.map(str::to_string) };
     let plan = Plan::new(&case.tape, gpu.caps(), &options)?;
     let session = Session::new(gpu, plan, &ParamSet::default(), None)?;
     let step = case_step();
-    let first = run_once(&session, case, &step)?;
-    let second = run_once(&session, case, &step)?;
+    let (first, _) = run_once(&session, case, &step, None)?;
+    let (second, times) = run_once(&session, case, &step, timer)?;
     let mut checks = compare(&session, case, &step, &first)?;
+    for (launch, time) in session.launches().iter().zip(&times) {
+        *checks[launch.node].nanoseconds.get_or_insert(0.0) += time;
+    }
     for (check, node) in checks.iter_mut().zip(&session.plan().nodes) {
         for &(var, _) in &node.outs {
             let root = session.plan().roots[&var];
@@ -177,15 +191,20 @@ pub fn check_case(gpu: &Gpu, case: &CaseTape, force: Option<&str>) -> Result<Vec
 
 type Contents = BTreeMap<Var, (bool, Vec<u8>)>;
 
-fn run_once(session: &Session, case: &CaseTape, step: &Step) -> Result<Contents> {
+fn run_once(session: &Session, case: &CaseTape, step: &Step, timer: Option<&Timer>) -> Result<(Contents, Vec<f64>)> {
     session.poison()?;
     for (var, data) in &case.inputs {
         session.write(*var, data)?;
     }
-    session.run(step)?;
+    let times = match timer {
+        Some(timer) => session.run_timed(step, timer)?,
+        None => session.run(step).map(|()| Vec::new())?,
+    };
     let plan = session.plan();
     let stored = |v: &&Var| plan.slot_of.contains_key(*v) || plan.homes[*v] == Home::Input;
-    plan.homes.keys().filter(stored).map(|&v| Ok((v, session.read_guarded(v)?))).collect()
+    let read = |&v: &Var| Ok((v, session.read_guarded(v)?));
+    let contents: Result<Contents> = plan.homes.keys().filter(stored).map(read).collect();
+    Ok((contents?, times))
 }
 
 fn compare(session: &Session, case: &CaseTape, step: &Step, contents: &Contents) -> Result<Vec<NodeCheck>> {
@@ -215,7 +234,7 @@ fn compare(session: &Session, case: &CaseTape, step: &Step, contents: &Contents)
             .collect();
         let ins: Vec<&Host> = ins.iter().collect();
         let reference = node.op.reference(&ins, &planned.io, step);
-        let mut check = NodeCheck { op: planned.name, variant: planned.variant.name.clone(), worst: 0.0, failure: None };
+        let mut check = NodeCheck { op: planned.name, variant: planned.variant.name.clone(), worst: 0.0, nanoseconds: None, failure: None };
         if reference.len() != planned.outs.len() {
             let happened = format!("the reference gives {} outputs of {}", reference.len(), planned.outs.len());
             return Err(Error::new(Kind::Shape, format!("check {}", planned.name), happened));

@@ -13,6 +13,8 @@ use std::collections::BTreeMap;
 /// What a launch is, for whoever times it.
 #[derive(Clone, Debug)]
 pub struct LaunchInfo {
+    /// Index into [`Plan::nodes`].
+    pub node: usize,
     pub op: &'static str,
     pub variant: String,
     pub kernel: KernelKey,
@@ -77,7 +79,7 @@ impl Session {
 
     fn make_dispatches(&mut self) -> Result<()> {
         let mut differs = false;
-        for node in &self.plan.nodes {
+        for (index, node) in self.plan.nodes.iter().enumerate() {
             for launch in &node.program.launches {
                 let what = || format!("prepare {} ({})", node.name, node.variant.name);
                 let slices = self.bind(launch, &node.ins, &node.outs).context(what)?;
@@ -112,6 +114,7 @@ impl Session {
                 if in_first {
                     self.first.push(dispatch);
                     self.infos.push(LaunchInfo {
+                        node: index,
                         op: node.name,
                         variant: node.variant.name.clone(),
                         kernel: launch.kernel.clone(),

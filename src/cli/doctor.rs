@@ -1,0 +1,57 @@
+//! `denshi doctor`: what a user with a strange driver runs first.
+
+use super::Global;
+use super::progress::Progress;
+use crate::doctor::{Examination, examine};
+use crate::error::Result;
+use crate::gpu::Gpu;
+use clap::Args;
+
+#[derive(Args)]
+pub struct Options {
+    /// Only op families whose name contains this
+    #[arg(default_value = "")]
+    only: String,
+}
+
+pub fn run(global: &Global, options: &Options) -> Result<bool> {
+    let gpu = Gpu::open(&global.adapter_choice())?;
+    if !global.json {
+        println!("{}", gpu.caps());
+    }
+    let mut progress = Progress::new();
+    let examination = examine(&gpu, &options.only, |done, all, what| progress.show(done, all, what))?;
+    if global.json {
+        let healthy = examination.healthy();
+        println!("{}", serde_json::json!({ "adapter": gpu.caps(), "healthy": healthy, "examination": examination }));
+    } else {
+        print_table(&examination);
+    }
+    Ok(examination.healthy())
+}
+
+fn print_table(examination: &Examination) {
+    let rows = &examination.rows;
+    let width = rows.iter().map(|r| r.op.len()).max().unwrap_or(2).max(2);
+    let variant_width = rows.iter().map(|r| r.variant.len()).max().unwrap_or(7).max(7);
+    println!("{:width$}  {:variant_width$}  cases  worst/tolerance  device ms  verdict", "op", "variant");
+    for row in rows {
+        let time = row.milliseconds.map(|ms| format!("{ms:.2}")).unwrap_or_else(|| "-".into());
+        let verdict = if row.failures.is_empty() { "ok" } else { "FAILED" };
+        println!(
+            "{:width$}  {:variant_width$}  {:5}  {:15.3}  {time:>9}  {verdict}",
+            row.op, row.variant, row.cases, row.worst
+        );
+    }
+    for row in rows {
+        for failure in &row.failures {
+            println!("FAILED {} ({}): {failure}", row.op, row.variant);
+        }
+    }
+    let checks: usize = rows.iter().map(|r| r.cases).sum();
+    let failed: usize = rows.iter().map(|r| r.failures.len()).sum();
+    if examination.skipped_f16 > 0 {
+        println!("{} f16 cases left out: this adapter has no f16", examination.skipped_f16);
+    }
+    println!("{} ops and variants, {checks} checks, {failed} failed", rows.len());
+}
