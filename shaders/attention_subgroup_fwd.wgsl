@@ -14,12 +14,15 @@
 {% if DROPOUT %}
 {% include "shared/rng.wgsl" %}
 {% endif %}
-@group(0) @binding(0) var<storage, read> qkv: array<{{ "vec4<" ~ T_IO ~ ">" if D % 4 == 0 else T_IO }}>;
+@group(0) @binding(0) var<storage, read> qkv: array<{{ ELEMENT }}>;
 @group(0) @binding(1) var<storage, read> lens: array<u32>;
-@group(0) @binding(2) var<storage, read_write> out: array<{{ "vec4<" ~ T_IO ~ ">" if D % 4 == 0 else T_IO }}>;
+@group(0) @binding(2) var<storage, read_write> out: array<{{ ELEMENT }}>;
 @group(0) @binding(3) var<storage, read_write> lse: array<f32>;
 const KB = {{ 4 * S * TK }}u;
 
+{% for l in range(S) %}
+fn at{{ l }}(x: f32) -> vec4<f32> { return vec4<f32>(subgroupBroadcast(x, {{ l }}u)); }
+{% endfor %}
 // A broadcast is one shuffle on a CPU driver; subgroupMax is a loop over the lanes.
 fn lanes_max(x: f32) -> f32 {
   var m = subgroupBroadcast(x, 0u);
@@ -75,9 +78,8 @@ fn flash_attention_fwd(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgr
 {% for r in range(QB) %}
 {% for x in "xyzw" %}
 {% set i = loop.index0 %}
-      let a{{ r }}{{ x }} = vec4<f32>(subgroupBroadcast(a{{ r // S }}.{{ x }}, {{ r % S }}u));
 {% for t in range(TK) %}
-      s{{ r }}_{{ t }} = fma(a{{ r }}{{ x }}, k{{ t }}[{{ i }}], s{{ r }}_{{ t }});
+      s{{ r }}_{{ t }} = fma(at{{ r % S }}(a{{ r // S }}.{{ x }}), k{{ t }}[{{ i }}], s{{ r }}_{{ t }});
 {% endfor %}
 {% endfor %}
 {% endfor %}
@@ -116,7 +118,7 @@ fn flash_attention_fwd(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgr
         let v{{ n }} = load_qkv(v_row, dim{{ n }});
 {% endfor %}
 {% for r in range(QB) %}
-        let w{{ r }} = vec4<f32>(subgroupBroadcast(s{{ r }}_0.x, {{ l }}u));
+        let w{{ r }} = at{{ l }}(s{{ r }}_0.x);
 {% for n in range(NV) %}
         o{{ r }}_{{ n }} = fma(w{{ r }}, v{{ n }}, o{{ r }}_{{ n }});
 {% endfor %}

@@ -139,7 +139,7 @@ pub fn variants(product: &Product, caps: &Caps) -> Vec<Variant> {
         let mut tiles = vec![
             Scheme::Tile { bm: 128, bn: 128, bk: 16, tm: 8, tn: 8, unroll: 4 },
             Scheme::Tile { bm: 64, bn: 64, bk: 16, tm: 8, tn: 8, unroll: 4 },
-            Scheme::Tile { unroll: 4, ..SMALL_TILE },
+            Scheme::Tile { bm: 32, bn: 32, bk: 16, tm: 4, tn: 4, unroll: 4 },
         ];
         sort_by_time(&mut tiles, product, caps);
         schemes.extend(tiles);
