@@ -59,8 +59,11 @@ fn main() {
             continue;
         }
         let recorded = CaseTape::record(&case).unwrap_or_else(|e| panic!("{e}"));
-        let variants =
-            if options.all_variants { recorded.variants(gpu.caps()).into_iter().map(Some).collect() } else { vec![None] };
+        let variants = if options.all_variants {
+            recorded.variants(gpu.caps()).into_iter().map(Some).collect()
+        } else {
+            vec![None]
+        };
         for force in variants {
             for row in bench(&gpu, timer.as_ref(), &case, &recorded, force) {
                 println!(
@@ -80,7 +83,9 @@ fn main() {
     }
     if "encoding".contains(&options.filter) || options.filter.is_empty() {
         let (encoding, with_submission) = replay_thousand(&gpu);
-        println!("host time of a replay of 1000 launches: {encoding:.3} ms to encode, {with_submission:.3} ms with submission");
+        println!(
+            "host time of a replay of 1000 launches: {encoding:.3} ms to encode, {with_submission:.3} ms with submission"
+        );
     }
     if let Some(path) = &options.json {
         let all: Vec<_> = rows.iter().map(json).collect();

@@ -1,20 +1,22 @@
-// Softmax cross-entropy over a row of logits with its gradient put in the logits' place, the row's best class, and (SAMPLE) a draw
-// from the same row: the vocabulary head of the generator in one visit and a half. Also the classification loss.
+// Softmax cross-entropy over a row of logits with its gradient (GRAD) put in the logits' place (INPLACE) or beside them, the row's
+// best class, and (SAMPLE) a draw from the same row: the vocabulary head of the generator in one visit and a half. Also the
+// classification loss.
 //   x = logits + bias                           lse = log(sum(exp(x)))
-//   loss = w * (lse - x[label])                 logits <- (exp(x - lse) - onehot(label)) * w * coef * loss_scale
+//   loss = w * (lse - x[label])                 dlogits = (exp(x - lse) - onehot(label)) * w * coef * loss_scale
 //   best = argmax(x)                            sample = argmax(x / temperature + Gumbel), x[label] - 1000 when `disallow`
 // Shapes: logits [rows, ld] of which `cols` count; bias [cols] f32; labels, best, sample [rows] u32; weights, loss [rows] f32;
 // denominator [2] f32 = (sum of weights, coef) from `losses.wgsl`. Ties take the lowest id. Without WEIGHTED a row's weight
 // is 1, and 0 for the label 0xffffffff.
-// Bindings: logits, labels, denominator, loss, best, bias (BIAS), weights (WEIGHTED), sample (SAMPLE), step.
+// Bindings: logits, labels, denominator, loss, best, bias (BIAS), weights (WEIGHTED), sample (SAMPLE), dlogits (GRAD and not
+// INPLACE), step. Logits start at row first_row of all, the per-row vectors at row 0: so rows can be taken in chunks.
 // Work: LANES invocations take a row; first pass: running maximum, sum and best in registers; second pass: the gradient.
-// Bytes: logits read twice and written once. The draw of a row depends on its number from the first row of all (first_row), so
-// cutting the rows into chunks changes nothing.
+// Bytes: logits read twice and written once. The draw of a row depends on its number among all rows, so cutting
+// them into chunks changes nothing.
 {% include "shared/vec.wgsl" %}
 {% include "shared/reduce_row.wgsl" %}
 {% if SAMPLE %}
 {% include "shared/gumbel.wgsl" %}
-{% else %}
+{% elif GRAD %}
 {% include "shared/step.wgsl" %}
 {% endif %}
 {% include "shared/best.wgsl" %}
@@ -23,7 +25,7 @@ struct Params {
   site: u32, inv_temperature: f32, disallow: f32,   // disallow: 1000 or 0, taken off the label's logit in the draw
 }
 var<immediate> p: Params;
-@group(0) @binding(0) var<storage, read_write> logits: array<Stored>;
+@group(0) @binding(0) var<storage, {% if GRAD and INPLACE %}read_write{% else %}read{% endif %}> logits: array<Stored>;
 @group(0) @binding(1) var<storage, read> labels: array<u32>;
 @group(0) @binding(2) var<storage, read> denominator: array<f32>;
 @group(0) @binding(3) var<storage, read_write> loss: array<f32>;
@@ -37,16 +39,20 @@ var<immediate> p: Params;
 {% if SAMPLE %}
 @group(0) @binding({{ 5 + BIAS + WEIGHTED }}) var<storage, read_write> sample: array<u32>;
 {% endif %}
+{% if GRAD and not INPLACE %}
+@group(0) @binding({{ 5 + BIAS + WEIGHTED + SAMPLE }}) var<storage, read_write> dlogits: array<Stored>;
+{% endif %}
 
 @compute @workgroup_size({{ LANES * ROWS }})
 fn cross_entropy(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
                  @builtin(local_invocation_index) lid: u32) {
   let lane = lid % {{ LANES }}u;
   let wanted = (wg.x + wg.y * grid.x) * {{ ROWS }}u + lid / {{ LANES }}u;
-  let row = min(wanted, p.rows - 1u);
+  let local = min(wanted, p.rows - 1u);
+  let row = p.first_row + local;
   let live = wanted < p.rows;
   let pieces = p.cols / {{ VEC }}u;
-  let base = row * (p.ld / {{ VEC }}u);
+  let base = local * (p.ld / {{ VEC }}u);
   let given = labels[row];
   let label = min(given, p.cols - 1u);
 {% if WEIGHTED %}
@@ -63,7 +69,7 @@ fn cross_entropy(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) 
   var top_value = Val(-3.0e38);
   var top_piece = Piece(0u);
 {% if SAMPLE %}
-  let first_quad = (p.first_row + row) * ((p.cols + 3u) / 4u);
+  let first_quad = row * ((p.cols + 3u) / 4u);
   var draw_value = Val(-3.0e38);
   var draw_piece = Piece(0u);
 {% endif %}
@@ -106,11 +112,13 @@ fn cross_entropy(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) 
       sample[row] = min(row_draw, p.cols - 1u);
 {% endif %}
     }
+{% if GRAD %}
     let scale = weight * denominator[1] * step.loss_scale;
     for (var j = lane; j < pieces; j += {{ LANES }}u) {
       let x = Val(logits[base + j]){% if BIAS %} + bias[j]{% endif %};
       let onehot = select(Val(0.0), Val(1.0), ids_of(j) == Piece(label));
-      logits[base + j] = Stored(select((exp(x - lse) - onehot) * scale, Val(0.0), Val(weight) == Val(0.0)));
+      {% if INPLACE %}logits{% else %}dlogits{% endif %}[base + j] = Stored(select((exp(x - lse) - onehot) * scale, Val(0.0), Val(weight) == Val(0.0)));
     }
+{% endif %}
   }
 }

@@ -1,7 +1,5 @@
-// Plain arithmetic on whole tensors, one form per variant (FORM):
-//   add    out = inp + other * alpha          bindings inp, other, out      3 tensors
+// Plain work on whole tensors, one form (FORM) a kernel:
 //   scale  out = inp * alpha                  bindings inp, out             2 tensors
-//   accum  out = out + inp * alpha            bindings inp, out             3 tensors
 //   cast   out = TO(inp), IEEE: too large for f16 is infinite (the gradient norm's flag finds it)     2 tensors
 //   fill   out = alpha                        binding out                   1 tensor
 // T is the storage of the inputs, TO of the output. Work: PER groups of four a thread.
@@ -10,10 +8,7 @@ var<immediate> p: Params;
 {% if FORM != "fill" %}
 @group(0) @binding(0) var<storage, read> inp: array<vec4<{{ T }}>>;
 {% endif %}
-{% if FORM == "add" %}
-@group(0) @binding(1) var<storage, read> other: array<vec4<{{ T }}>>;
-@group(0) @binding(2) var<storage, read_write> out: array<vec4<{{ TO }}>>;
-{% elif FORM == "fill" %}
+{% if FORM == "fill" %}
 @group(0) @binding(0) var<storage, read_write> out: array<vec4<{{ TO }}>>;
 {% else %}
 @group(0) @binding(1) var<storage, read_write> out: array<vec4<{{ TO }}>>;
@@ -26,12 +21,8 @@ fn elementwise_{{ FORM }}(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_wor
 {% for k in range(PER) %}
   let i{{ k }} = start + {{ k * WG }}u;
   if (i{{ k }} < p.quads) {
-{% if FORM == "add" %}
-    out[i{{ k }}] = vec4<{{ TO }}>(vec4<f32>(inp[i{{ k }}]) + vec4<f32>(other[i{{ k }}]) * p.alpha);
-{% elif FORM == "scale" %}
+{% if FORM == "scale" %}
     out[i{{ k }}] = vec4<{{ TO }}>(vec4<f32>(inp[i{{ k }}]) * p.alpha);
-{% elif FORM == "accum" %}
-    out[i{{ k }}] = vec4<{{ TO }}>(vec4<f32>(out[i{{ k }}]) + vec4<f32>(inp[i{{ k }}]) * p.alpha);
 {% elif FORM == "cast" %}
     out[i{{ k }}] = vec4<{{ TO }}>(vec4<f32>(inp[i{{ k }}]));
 {% else %}

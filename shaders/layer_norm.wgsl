@@ -1,14 +1,13 @@
 // Layer normalisation over the last axis, alone or with what stands before it in the encoder.
 //
-//   s = residual + inp * mask                    (RESIDUAL, DROPOUT: each may be absent)
+//   s = residual + inp * mask                    (RESIDUAL; DROPOUT only with it; without it s is inp)
 //   out = (s - mean) * rstd * gamma + beta       mean = sum(s) / C,  rstd = 1 / sqrt(sum((s - mean)^2) / C + eps)
 //   dsum = rstd * (g - sum(g) / C - xhat * sum(g * xhat) / C)     g = dout * gamma,  xhat = (s - mean) * rstd
-//   dresidual = dsum,  dinp = dsum * mask,  dgamma = sum over rows of dout * xhat,  dbeta = sum over rows of dout
+//   dresidual = dsum,  dinp = dsum * mask (the same as dsum without DROPOUT),  dgamma = sum over rows of dout * xhat,  dbeta = sum over rows of dout
 //
 // Shapes: inp, residual, sum, out [rows, C]; gamma, beta [C] f32; stats [rows, 2] f32 = (mean, rstd).
-// Bindings forward:  inp, residual (RESIDUAL), gamma, beta, out, stats, sum (RESIDUAL or DROPOUT).
-// Bindings backward: dout, sum (or inp), stats, gamma, dsum, partial [groups, 2 C] f32, dinp (DROPOUT and RESIDUAL).
-// Without RESIDUAL the backward writes one gradient, `dsum * mask`.
+// Bindings forward:  inp, residual (RESIDUAL), gamma, beta, out, stats (SAVE), sum (SAVE and RESIDUAL). SAVE = 0: no backward follows.
+// Bindings backward: dout, sum (or inp), stats, gamma, dsum, partial [groups, 2 C] f32, dinp (DROPOUT).
 // Work: LANES invocations take a row and hold it in registers (HELD pieces of VEC elements each, FULL = 1 when they fit
 // exactly), ROWS rows side by side in a workgroup, p.group rows one after another. The rows of a slot add to dgamma and dbeta
 // in registers; `reduce.wgsl` adds the partial sums up.
@@ -24,7 +23,7 @@
 struct Params {
   rows: u32, cols: u32, group: u32, eps: f32,
   site: u32, threshold: u32, scale: f32,
-  accumulate: u32,   // backward: add to dsum (and, without RESIDUAL, to the one gradient) instead of writing it
+  accumulate: u32,   // backward: add to dsum instead of writing it
 }
 var<immediate> p: Params;
 
@@ -36,8 +35,10 @@ var<immediate> p: Params;
 @group(0) @binding({{ 1 + RESIDUAL }}) var<storage, read> gamma: array<Val>;
 @group(0) @binding({{ 2 + RESIDUAL }}) var<storage, read> beta: array<Val>;
 @group(0) @binding({{ 3 + RESIDUAL }}) var<storage, read_write> out: array<Stored>;
+{% if SAVE %}
 @group(0) @binding({{ 4 + RESIDUAL }}) var<storage, read_write> stats: array<vec2<f32>>;
-{% if RESIDUAL or DROPOUT %}
+{% endif %}
+{% if SAVE and RESIDUAL %}
 @group(0) @binding({{ 5 + RESIDUAL }}) var<storage, read_write> sum: array<Stored>;
 {% endif %}
 
@@ -61,10 +62,9 @@ fn layer_norm_fwd(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups)
     let row = min(wanted, p.rows - 1u);
     let base = row * pieces;
 {% for k in range(HELD) %}
-{% if RESIDUAL or DROPOUT %}
+{% if RESIDUAL %}
     // Rounded to storage before the statistics, so that backward sees the very same numbers.
-    let stored{{ k }} = Stored({% if RESIDUAL %}Val(residual[base + j{{ k }}]) + {% endif %}Val(inp[base + j{{ k }}]){% if DROPOUT %} * drop_factor(p.site, base + j{{ k }}, p.threshold, p.scale){% endif %});
-    let s{{ k }} = Val(stored{{ k }});
+    let s{{ k }} = rounded(Val(residual[base + j{{ k }}]) + Val(inp[base + j{{ k }}]){% if DROPOUT %} * drop_factor(p.site, base + j{{ k }}, p.threshold, p.scale){% endif %});
 {% else %}
     let s{{ k }} = Val(inp[base + j{{ k }}]);
 {% endif %}
@@ -93,15 +93,17 @@ fn layer_norm_fwd(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups)
 {% if not FULL and k + 1 == HELD %}
       if (inside) {
 {% endif %}
-{% if RESIDUAL or DROPOUT %}
-      sum[base + j{{ k }}] = stored{{ k }};
+{% if SAVE and RESIDUAL %}
+      sum[base + j{{ k }}] = Stored(s{{ k }});
 {% endif %}
       out[base + j{{ k }}] = Stored((d{{ k }} - moments.x) * rstd * gamma{{ k }} + beta{{ k }});
 {% if not FULL and k + 1 == HELD %}
       }
 {% endif %}
 {% endfor %}
+{% if SAVE %}
       if (lane == 0u) { stats[row] = vec2<f32>(rough + moments.x, rstd); }
+{% endif %}
     }
   }
 }
@@ -112,7 +114,7 @@ fn layer_norm_fwd(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups)
 @group(0) @binding(3) var<storage, read> gamma: array<Val>;
 @group(0) @binding(4) var<storage, read_write> dsum: array<Stored>;
 @group(0) @binding(5) var<storage, read_write> partial: array<Val>;
-{% if RESIDUAL and DROPOUT %}
+{% if DROPOUT %}
 @group(0) @binding(6) var<storage, read_write> dinp: array<Stored>;
 {% endif %}
 
@@ -159,16 +161,11 @@ fn layer_norm_bwd(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups)
       if (inside) {
 {% endif %}
       let d{{ k }} = rstd * (g{{ k }} - moments.x - xhat{{ k }} * moments.y);
-{% if DROPOUT and RESIDUAL %}
+{% if DROPOUT %}
       dinp[base + j{{ k }}] = Stored(d{{ k }} * drop_factor(p.site, base + j{{ k }}, p.threshold, p.scale));
 {% endif %}
-{% if DROPOUT and not RESIDUAL %}
-      let w{{ k }} = d{{ k }} * drop_factor(p.site, base + j{{ k }}, p.threshold, p.scale);
-{% else %}
-      let w{{ k }} = d{{ k }};
-{% endif %}
-      if (p.accumulate != 0u) { dsum[base + j{{ k }}] = Stored(Val(dsum[base + j{{ k }}]) + w{{ k }}); }
-      else { dsum[base + j{{ k }}] = Stored(w{{ k }}); }
+      if (p.accumulate != 0u) { dsum[base + j{{ k }}] = Stored(Val(dsum[base + j{{ k }}]) + d{{ k }}); }
+      else { dsum[base + j{{ k }}] = Stored(d{{ k }}); }
 {% if not FULL and k + 1 == HELD %}
       }
 {% endif %}

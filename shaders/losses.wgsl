@@ -5,7 +5,7 @@
 //               Bindings: logits [n], targets [n] u32, weights [n] f32, denominator, dlogits [n], partial [groups, 8], step.
 //   rows        the same statistics from the rows of `cross_entropy.wgsl`.
 //               Bindings: loss [n] f32, best [n] u32, labels [n] u32, partial [groups, 8], weights [n] f32 (WEIGHTED).
-//   finish      adds the groups up. Bindings: partial, stats [8] f32.
+//   finish      adds the groups up; loss = loss_weight * mean loss. Bindings: partial, stats [8], loss [1] f32.
 // Statistics, each weighted: 0 loss, 1 weights, 2 mean loss = [0] / ([1] + eps), 3 right, 4 called positive, 5 rightly called
 // positive, 6 positive, 7 unused. The binary loss calls positive what has x > 0.
 // Work: weight_sum and finish are one workgroup; bce and rows take PER groups of four (rows: of one) a thread.
@@ -141,10 +141,11 @@ fn rows(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
   }
 }
 {% else %}
-struct Params { groups: u32, accumulate: u32, eps: f32 }
+struct Params { groups: u32, loss_weight: f32, eps: f32 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> partial: array<f32>;
 @group(0) @binding(1) var<storage, read_write> stats: array<f32>;
+@group(0) @binding(2) var<storage, read_write> loss: array<f32>;
 
 @compute @workgroup_size({{ WG }})
 fn finish(@builtin(local_invocation_index) lid: u32) {
@@ -157,12 +158,8 @@ fn finish(@builtin(local_invocation_index) lid: u32) {
     if (lid < half) { row_scratch[lid].x += row_scratch[lid + half].x; }
     workgroupBarrier();
   }
-  if (lid < 8u) {
-    if (p.accumulate != 0u) { row_scratch[lid].x += stats[lid]; }
-  }
-  workgroupBarrier();
-  if (lid < 8u) {
-    stats[lid] = select(row_scratch[lid].x, row_scratch[0].x / max(row_scratch[1].x + p.eps, 1.0e-30), lid == 2u);
-  }
+  let mean = row_scratch[0].x / max(row_scratch[1].x + p.eps, 1.0e-30);
+  if (lid < 8u) { stats[lid] = select(row_scratch[lid].x, mean, lid == 2u); }
+  if (lid == 0u) { loss[0] = mean * p.loss_weight; }
 }
 {% endif %}

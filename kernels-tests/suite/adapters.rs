@@ -4,7 +4,14 @@ use denshi::gpu::{Backend, Caps, CoopMatrix, DeviceClass, Limits, Timestamps};
 
 const MIB: u64 = 1 << 20;
 
-fn adapter(name: &str, backend: Backend, class: DeviceClass, subgroup: Option<(u32, u32)>, f16: bool, coop: &[u32]) -> Caps {
+fn adapter(
+    name: &str,
+    backend: Backend,
+    class: DeviceClass,
+    subgroup: Option<(u32, u32)>,
+    f16: bool,
+    coop: &[u32],
+) -> Caps {
     Caps {
         name: name.into(),
         backend,

@@ -5,6 +5,7 @@ mod failures;
 mod house;
 mod planner;
 mod shaders;
+mod training;
 
 use denshi::gpu::{AdapterChoice, Gpu};
 use denshi::ops::{Case, DType, FAMILIES, Fill, Host, Var};
@@ -36,9 +37,9 @@ pub fn check_family(family: &str) {
             let nodes = check_case(gpu, None, &recorded, Some(&variant))
                 .unwrap_or_else(|e| panic!("case {} by {variant}: {e}", case.name));
             checks += nodes.len();
-            let failed = nodes.into_iter().filter_map(|n| {
-                n.failure.map(|f| format!("{} / {} ({}): {f}", case.name, n.op, n.variant))
-            });
+            let failed = nodes
+                .into_iter()
+                .filter_map(|n| n.failure.map(|f| format!("{} / {} ({}): {f}", case.name, n.op, n.variant)));
             failures.extend(failed);
         }
     }

@@ -53,7 +53,11 @@ fn a_chain_runs_in_two_buffers_and_gives_the_right_sum() {
     }
     tape.keep(x);
     let plan = Plan::new(&tape, gpu().caps(), &PlanOptions::default()).unwrap();
-    assert_eq!(plan.memory().of(Purpose::Activations), 2 * 1280, "fifty sums of 300 floats need two buffers of 1280 bytes");
+    assert_eq!(
+        plan.memory().of(Purpose::Activations),
+        2 * 1280,
+        "fifty sums of 300 floats need two buffers of 1280 bytes"
+    );
     let session = Session::new(gpu(), plan, &ParamSet::default(), None).unwrap();
     session.write(one, &data_for(Spec::f32(&[300]), &Fill::Const(1.0), 0)).unwrap();
     session.run(&case_step()).unwrap();

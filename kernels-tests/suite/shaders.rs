@@ -76,7 +76,9 @@ fn translate(module: &naga::Module, info: &naga::valid::ModuleInfo, backend: &st
             // Fake bindings: which slot a buffer gets is wgpu's affair, whether the text can be written is ours.
             let options =
                 naga::back::msl::Options { lang_version: (2, 4), fake_missing_bindings: true, ..Default::default() };
-            naga::back::msl::write_string(module, info, &options, &Default::default()).map(|_| ()).map_err(|e| e.to_string())
+            naga::back::msl::write_string(module, info, &options, &Default::default())
+                .map(|_| ())
+                .map_err(|e| e.to_string())
         }
         _ => {
             let options = naga::back::hlsl::Options {
@@ -112,7 +114,8 @@ fn tint_accepts_every_shader_that_has_no_naga_extension() {
         let file = folder.join("shader.wgsl");
         let subgroups = if rendered.text.contains("subgroup") { "enable subgroups;\n" } else { "" };
         std::fs::write(&file, format!("{subgroups}{}", rendered.text)).expect("the temporary folder can be written");
-        let out = Command::new("tint").arg(&file).arg("-o").arg(folder.join("out.wgsl")).output().expect("tint ran before");
+        let out =
+            Command::new("tint").arg(&file).arg("-o").arg(folder.join("out.wgsl")).output().expect("tint ran before");
         if !out.status.success() {
             let said = String::from_utf8_lossy(&out.stderr).lines().take(6).collect::<Vec<_>>().join("\n    ");
             failures.push(format!("{key}:\n    {said}"));
@@ -145,7 +148,8 @@ fn cooperative_matrices_are_never_chosen_where_the_backend_has_none() {
                 let options = PlanOptions { guarded: false, force: Some(force) };
                 let plan = Plan::new(&recorded.tape, caps, &options).unwrap_or_else(|e| panic!("{e}"));
                 for launch in plan.nodes.iter().flat_map(|n| &n.program.launches) {
-                    let text = render(launch.kernel.file, &launch.kernel.constants).unwrap_or_else(|e| panic!("{e}")).text;
+                    let text =
+                        render(launch.kernel.file, &launch.kernel.constants).unwrap_or_else(|e| panic!("{e}")).text;
                     assert!(!text.contains("coop_mat"), "{} on {}: {}", case.name, caps.name, launch.kernel);
                 }
             }

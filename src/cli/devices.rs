@@ -64,9 +64,16 @@ fn subgroups(caps: &Caps) -> String {
 }
 
 fn matrices(caps: &Caps) -> String {
-    let sizes: Vec<String> =
-        caps.coop.iter().map(|c| format!("{0}x{0}x{0} to {1}", c.size, if c.f32_accumulate { "f32" } else { "f16" })).collect();
-    if sizes.is_empty() { "no cooperative matrices".into() } else { format!("cooperative matrices {}", sizes.join(", ")) }
+    let sizes: Vec<String> = caps
+        .coop
+        .iter()
+        .map(|c| format!("{0}x{0}x{0} to {1}", c.size, if c.f32_accumulate { "f32" } else { "f16" }))
+        .collect();
+    if sizes.is_empty() {
+        "no cooperative matrices".into()
+    } else {
+        format!("cooperative matrices {}", sizes.join(", "))
+    }
 }
 
 /// Variants that each op prefers on such an adapter over its bench cases.

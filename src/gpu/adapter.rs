@@ -79,7 +79,9 @@ pub fn choose(mut adapters: Vec<Adapter>, choice: &AdapterChoice) -> Result<(Ada
             let name = name.to_lowercase();
             adapters.iter().position(|a| a.caps.name.to_lowercase().contains(&name))
         }
-        AdapterChoice::Best | AdapterChoice::HighPower => best(&adapters, &[DeviceClass::Discrete, DeviceClass::Integrated]),
+        AdapterChoice::Best | AdapterChoice::HighPower => {
+            best(&adapters, &[DeviceClass::Discrete, DeviceClass::Integrated])
+        }
         AdapterChoice::LowPower => best(&adapters, &[DeviceClass::Integrated, DeviceClass::Discrete]),
     };
     let Some(index) = index else {

@@ -235,7 +235,13 @@ impl Gpu {
     }
 
     /// Makes a launch: `slices` in the order of the kernel's binding numbers.
-    pub fn dispatch(&self, key: &KernelKey, slices: &[BufferSlice], immediates: &[u8], grid: [u32; 3]) -> Result<Dispatch> {
+    pub fn dispatch(
+        &self,
+        key: &KernelKey,
+        slices: &[BufferSlice],
+        immediates: &[u8],
+        grid: [u32; 3],
+    ) -> Result<Dispatch> {
         let kernel = self.kernel(key)?;
         let fail = |happened: String| Error::new(Kind::Shader, format!("launch {key}"), happened);
         if slices.len() != kernel.bindings.len() {

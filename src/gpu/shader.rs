@@ -208,11 +208,12 @@ mod tests {
 
     #[test]
     fn a_wgsl_mistake_is_reported_at_the_template_line() {
-        let source = "fn f() -> u32 {\n  return 1u;\n}\n{% if true %}\nfn g() -> u32 { return nothing; }\n{% endif %}\n";
+        let source =
+            "fn f() -> u32 {\n  return 1u;\n}\n{% if true %}\nfn g() -> u32 { return nothing; }\n{% endif %}\n";
         let mut env = Environment::new();
         env.add_template_owned("x", marked(0, source)).unwrap();
         let rendered = unmark(&env.get_template("x").unwrap().render(()).unwrap());
-        let error = rendered.parse().err().expect("`nothing` is not defined");
+        let error = rendered.parse().expect_err("`nothing` is not defined");
         assert!(error.attempted[0].ends_with(":5"), "{error}");
     }
 

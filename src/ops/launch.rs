@@ -29,8 +29,16 @@ pub enum Bind {
     Out(usize),
     /// Scratch memory `i` of [`Program::scratch`].
     Scratch(usize),
-    InAt { input: usize, offset: u64, bytes: u64 },
-    OutAt { output: usize, offset: u64, bytes: u64 },
+    InAt {
+        input: usize,
+        offset: u64,
+        bytes: u64,
+    },
+    OutAt {
+        output: usize,
+        offset: u64,
+        bytes: u64,
+    },
     /// The step uniform.
     Step,
 }

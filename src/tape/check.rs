@@ -24,7 +24,8 @@ pub struct CaseTape {
 impl CaseTape {
     /// Records `case` and its gradients.
     pub fn record(case: &Case) -> Result<CaseTape> {
-        let seed = case.name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+        let seed =
+            case.name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
         let tape = Tape::new(Arc::new(ParamSet::default()), true);
         let mut recording = CaseTape { tape, inputs: Vec::new(), seeds: Vec::new(), forward: 0, seed };
         (case.build)(&mut recording).context(|| format!("record case {}", case.name))?;
@@ -234,7 +235,13 @@ fn compare(session: &Session, case: &CaseTape, step: &Step, contents: &Contents)
             .collect();
         let ins: Vec<&Host> = ins.iter().collect();
         let reference = node.op.reference(&ins, &planned.io, step);
-        let mut check = NodeCheck { op: planned.name, variant: planned.variant.name.clone(), worst: 0.0, nanoseconds: None, failure: None };
+        let mut check = NodeCheck {
+            op: planned.name,
+            variant: planned.variant.name.clone(),
+            worst: 0.0,
+            nanoseconds: None,
+            failure: None,
+        };
         if reference.len() != planned.outs.len() {
             let happened = format!("the reference gives {} outputs of {}", reference.len(), planned.outs.len());
             return Err(Error::new(Kind::Shape, format!("check {}", planned.name), happened));

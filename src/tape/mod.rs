@@ -121,10 +121,7 @@ impl Tape {
 
     pub(crate) fn io(&self, node: &Node) -> Io {
         let spec = |v: Var| self.get(v).spec.clone();
-        Io {
-            ins: node.ins.iter().map(|&v| spec(v)).collect(),
-            outs: node.outs.iter().map(|o| spec(o.0)).collect(),
-        }
+        Io { ins: node.ins.iter().map(|&v| spec(v)).collect(), outs: node.outs.iter().map(|o| spec(o.0)).collect() }
     }
 
     /// The value whose elements `v` shows.
@@ -229,8 +226,13 @@ impl Tape {
                 self.finish(&outs);
                 continue;
             }
-            let mut gradients =
-                Gradients { contributed: vec![false; ins.len()], recorder: self, ins: &ins, outs: &outs, douts: &douts };
+            let mut gradients = Gradients {
+                contributed: vec![false; ins.len()],
+                recorder: self,
+                ins: &ins,
+                outs: &outs,
+                douts: &douts,
+            };
             let answer = op.backward(&mut gradients).context(|| format!("record the backward of {}", op.name()))?;
             let contributed = gradients.contributed;
             match answer {
@@ -239,8 +241,12 @@ impl Tape {
                     for (i, &input) in ins.iter().enumerate() {
                         if self.needs_grad(input) && !contributed[i] {
                             let happened = format!("it gave no gradient for input {i} {}", self.spec(input));
-                            return Err(Error::new(Kind::Shape, format!("record the backward of {}", op.name()), happened)
-                                .hint("its backward has to contribute to every wanted input, or stop with a reason"));
+                            return Err(Error::new(
+                                Kind::Shape,
+                                format!("record the backward of {}", op.name()),
+                                happened,
+                            )
+                            .hint("its backward has to contribute to every wanted input, or stop with a reason"));
                         }
                     }
                 }

@@ -82,7 +82,14 @@ impl Plan {
             let variant = variants.swap_remove(forced.unwrap_or(0));
             let what = || format!("plan {} ({})", node.op.name(), variant.name);
             let program = node.op.program(&io, &variant, caps).context(what)?;
-            nodes.push(Planned { name: node.op.name(), variant, program, io, ins: node.ins.clone(), outs: node.outs.clone() });
+            nodes.push(Planned {
+                name: node.op.name(),
+                variant,
+                program,
+                io,
+                ins: node.ins.clone(),
+                outs: node.outs.clone(),
+            });
         }
         let mut plan = Plan {
             nodes,
@@ -105,7 +112,8 @@ impl Plan {
         plan.size_scratch();
         plan.staging = plan.kept.iter().map(|v| align(touchable(&plan.specs[v]))).max().unwrap_or(0);
         if plan.guarded {
-            plan.staging = plan.slots.iter().copied().chain(plan.inputs.iter().map(|v| plan.value_bytes(*v))).max().unwrap_or(0);
+            plan.staging =
+                plan.slots.iter().copied().chain(plan.inputs.iter().map(|v| plan.value_bytes(*v))).max().unwrap_or(0);
         }
         Ok(plan)
     }
@@ -135,7 +143,8 @@ impl Plan {
     fn find_lives(&mut self, tape: &Tape) -> Result<()> {
         let end = self.nodes.len();
         for (index, node) in self.nodes.iter().enumerate() {
-            let touched = node.ins.iter().map(|&v| (v, false)).chain(node.outs.iter().map(|o| (o.0, o.1 == Write::Set)));
+            let touched =
+                node.ins.iter().map(|&v| (v, false)).chain(node.outs.iter().map(|o| (o.0, o.1 == Write::Set)));
             for (var, sets) in touched {
                 let root = self.roots[&var];
                 if self.homes[&root] != Home::Planned {

@@ -54,9 +54,7 @@ impl Session {
                     Some(&slot) => slots[slot].slice(0, touchable(spec)),
                     None => continue,
                 },
-                Home::Input => {
-                    gpu.buffer("input", Purpose::Inputs, plan.value_bytes(var))?.slice(0, touchable(spec))
-                }
+                Home::Input => gpu.buffer("input", Purpose::Inputs, plan.value_bytes(var))?.slice(0, touchable(spec)),
                 Home::Param(id, arena) => needs_store(store)?.slice(params.get(*id)?, *arena)?,
                 Home::Arena(arena) => needs_store(store)?.whole(*arena)?,
                 Home::View(_) => continue,
@@ -90,7 +88,8 @@ impl Session {
                 for &(at, k) in &launch.immediates.accumulate {
                     let (var, write) = node.outs[k];
                     let adds = write == Write::Add;
-                    let param_gradient = matches!(self.plan.homes[&self.plan.roots[&var]], Home::Param(_, Arena::Gradients));
+                    let param_gradient =
+                        matches!(self.plan.homes[&self.plan.roots[&var]], Home::Param(_, Arena::Gradients));
                     immediates[at..at + 4].copy_from_slice(&u32::from(adds).to_le_bytes());
                     later[at..at + 4].copy_from_slice(&u32::from(adds || param_gradient).to_le_bytes());
                     set_on_first_only |= param_gradient && !adds;
@@ -99,7 +98,8 @@ impl Session {
                 let mut in_later = true;
                 if let Some(k) = launch.only_when_written {
                     let (var, write) = node.outs[k];
-                    let param_gradient = matches!(self.plan.homes[&self.plan.roots[&var]], Home::Param(_, Arena::Gradients));
+                    let param_gradient =
+                        matches!(self.plan.homes[&self.plan.roots[&var]], Home::Param(_, Arena::Gradients));
                     in_first = write == Write::Set;
                     in_later = in_first && !param_gradient;
                 }
@@ -109,7 +109,11 @@ impl Session {
                 }
                 let dispatch = self.gpu.dispatch(&launch.kernel, &slices, &immediates, launch.grid).context(what)?;
                 if in_later {
-                    self.later.push(if set_on_first_only { dispatch.with_immediates(&later) } else { dispatch.clone() });
+                    self.later.push(if set_on_first_only {
+                        dispatch.with_immediates(&later)
+                    } else {
+                        dispatch.clone()
+                    });
                 }
                 if in_first {
                     self.first.push(dispatch);

@@ -61,7 +61,12 @@ mod tests {
     #[test]
     fn erfc_has_its_known_values_and_no_step_where_the_formula_changes() {
         // Abramowitz and Stegun, table 7.1 and 7.3.
-        for (x, want) in [(0.0, 1.0), (0.5, 0.479_500_122_186_953_5), (1.0, 0.157_299_207_050_285_13), (3.0, 2.209_049_699_858_544e-5)] {
+        for (x, want) in [
+            (0.0, 1.0),
+            (0.5, 0.479_500_122_186_953_5),
+            (1.0, 0.157_299_207_050_285_13),
+            (3.0, 2.209_049_699_858_544e-5),
+        ] {
             assert!((erfc(x) - want).abs() < 1e-13, "{x}: {}", erfc(x));
             assert!((erfc(-x) - (2.0 - want)).abs() < 1e-13);
         }

@@ -126,7 +126,8 @@ impl Ffn {
     /// Inputs and outputs of the two halves.
     fn halves(&self, io: &Io) -> (Io, Io) {
         let up = Io { ins: io.ins[..3].to_vec(), outs: vec![io.outs[1].clone(), io.outs[2].clone()] };
-        let down = Io { ins: vec![io.outs[1].clone(), io.ins[3].clone(), io.ins[4].clone()], outs: vec![io.outs[0].clone()] };
+        let down =
+            Io { ins: vec![io.outs[1].clone(), io.ins[3].clone(), io.ins[4].clone()], outs: vec![io.outs[0].clone()] };
         (up, down)
     }
 }

@@ -73,7 +73,8 @@ impl Gemm {
     /// The gradients of a and b for the gradient `dc` of the product.
     fn operand_gradients(&self, g: &mut Gradients<'_>, dc: Var) -> Result<()> {
         let (a, b) = (g.input(0), g.input(1));
-        let gemm = |layout, dtype| Gemm { layout, batched: self.batched, alpha: self.alpha, ..Gemm::new(layout, dtype) };
+        let gemm =
+            |layout, dtype| Gemm { layout, batched: self.batched, alpha: self.alpha, ..Gemm::new(layout, dtype) };
         let a_type = g.spec(a).dtype;
         let b_type = if self.weight { DType::F32 } else { g.spec(b).dtype };
         if g.wants(0) {

@@ -144,7 +144,8 @@ impl Product {
             Layout::Nt => (self.k, self.k),
             Layout::Tn => (self.m, self.n),
         };
-        let (ldc, stride_c, c) = if cut { (self.n, self.m * self.n, DType::F32) } else { (self.ldc, self.stride_c, self.c) };
+        let (ldc, stride_c, c) =
+            if cut { (self.n, self.m * self.n, DType::F32) } else { (self.ldc, self.stride_c, self.c) };
         let vc = Self::vector(self.n, ldc, stride_c, self.batch * splits);
         let (epilogue, gelu) = match self.epilogue {
             Epilogue::None => ("none", Gelu::Erf),
@@ -192,13 +193,20 @@ impl Product {
         let held = 4 * splits * self.batch * elements;
         program.scratch[slot] = program.scratch[slot].max(held as u64);
         let vector = Self::vector(self.n, self.ldc, self.stride_c, self.batch);
-        let kernel = KernelKey::new("gemm_splitk.wgsl", "main").with("TC", self.c.wgsl()).with("VC", vector).with("WG", THREADS);
+        let kernel =
+            KernelKey::new("gemm_splitk.wgsl", "main").with("TC", self.c.wgsl()).with("VC", vector).with("WG", THREADS);
         let [x, y, _] = fold_grid((elements / vector as usize).div_ceil(THREADS), limit);
         let immediates = Immediates::new().u32(self.m).u32(self.n).u32(self.ldc).u32(self.stride_c).u32(splits);
         let immediates = store.put(immediates).f32(self.alpha).u32(x);
         let bytes = (held + elements * self.batch * self.c.bytes() as usize) as f64;
         let cost = Cost { flops: (splits * elements * self.batch) as f64, bytes };
-        program.launches.push(Launch::new(kernel, &[Bind::Scratch(slot), c], immediates, [x, y, self.batch as u32], cost));
+        program.launches.push(Launch::new(
+            kernel,
+            &[Bind::Scratch(slot), c],
+            immediates,
+            [x, y, self.batch as u32],
+            cost,
+        ));
     }
 }
 

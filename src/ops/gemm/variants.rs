@@ -23,7 +23,9 @@ impl Scheme {
         match self {
             Scheme::Subgroup { tm, tn, lanes } => vec![0, tm, tn, lanes],
             Scheme::Tile { bm, bn, bk, tm, tn, unroll } => vec![1, bm, bn, bk, tm, tn, unroll],
-            Scheme::Coop { bm, bn, bk, wm, wn, size, lanes, vector } => vec![2, bm, bn, bk, wm, wn, size, lanes, vector],
+            Scheme::Coop { bm, bn, bk, wm, wn, size, lanes, vector } => {
+                vec![2, bm, bn, bk, wm, wn, size, lanes, vector]
+            }
         }
     }
 
@@ -125,7 +127,9 @@ impl Scheme {
     }
 }
 
-const SMALL_TILE: Scheme = Scheme::Tile { bm: 32, bn: 32, bk: 16, tm: 4, tn: 4, unroll: 1 };
+const SMALL_TILE: Scheme = Scheme::Tile { bm: 32, bn: 32, bk: 16, tm: 4, tn: 4, unroll: 4 };
+const MIDDLE_TILE: Scheme = Scheme::Tile { bm: 64, bn: 64, bk: 16, tm: 8, tn: 8, unroll: 4 };
+const LARGE_TILE: Scheme = Scheme::Tile { bm: 128, bn: 128, bk: 16, tm: 8, tn: 8, unroll: 4 };
 
 /// Every way to make `product` on such an adapter, preferred first.
 pub fn variants(product: &Product, caps: &Caps) -> Vec<Variant> {
@@ -133,14 +137,13 @@ pub fn variants(product: &Product, caps: &Caps) -> Vec<Variant> {
     if caps.is_cpu() {
         schemes.extend(subgroup_schemes(product, caps));
         schemes.push(SMALL_TILE);
+        // Slow here, but what a GPU runs can be tested.
+        let larger = [MIDDLE_TILE, LARGE_TILE];
+        schemes.extend(larger.into_iter().filter(|s| product.m >= s.tile().0 && product.n >= s.tile().1));
         schemes.extend(coop_schemes(product, caps));
     } else {
         schemes.extend(coop_schemes(product, caps));
-        let mut tiles = vec![
-            Scheme::Tile { bm: 128, bn: 128, bk: 16, tm: 8, tn: 8, unroll: 4 },
-            Scheme::Tile { bm: 64, bn: 64, bk: 16, tm: 8, tn: 8, unroll: 4 },
-            Scheme::Tile { bm: 32, bn: 32, bk: 16, tm: 4, tn: 4, unroll: 4 },
-        ];
+        let mut tiles = vec![LARGE_TILE, MIDDLE_TILE, SMALL_TILE];
         sort_by_time(&mut tiles, product, caps);
         schemes.extend(tiles);
     }
@@ -160,16 +163,14 @@ fn subgroup_schemes(product: &Product, caps: &Caps) -> Vec<Scheme> {
     let scheme = |(tm, tn)| Scheme::Subgroup { tm, tn, lanes };
     // Compiling a kernel takes 0.1 s at 8x4 and 0.6 s at 24x8: small products do not earn that back.
     let work = product.m * product.n * product.k * product.batch;
-    let sizes: &[(u32, u32)] = match work {
-        0x800_0000.. => &[(24, 8), (32, 4), (16, 8), (8, 4)],
-        0x40_0000.. => &[(32, 4), (16, 8), (8, 4)],
-        _ => &[(8, 4), (16, 8)],
+    let (sizes, others): (&[(u32, u32)], &[(u32, u32)]) = match work {
+        0x800_0000.. => (&[(24, 8), (32, 4), (16, 8), (8, 4)], &[]),
+        0x40_0000.. => (&[(32, 4), (16, 8), (8, 4)], &[(24, 8)]),
+        _ => (&[(8, 4)], &[(16, 8)]),
     };
     let mut schemes: Vec<Scheme> = sizes.iter().copied().map(scheme).collect();
-    if work >= 0x40_0000 {
-        sort_by_time(&mut schemes, product, caps);
-    }
-    schemes.truncate(2);
+    sort_by_time(&mut schemes, product, caps);
+    schemes.extend(others.iter().copied().map(scheme));
     schemes
 }
 
@@ -186,7 +187,8 @@ fn coop_schemes(product: &Product, caps: &Caps) -> Vec<Scheme> {
         // The driver spells every matrix operation out: larger tiles take a minute to compile.
         return vec![scheme(2 * size, 2 * size, size, 1, 2)];
     }
-    let mut schemes = vec![scheme(128, 128, 32, 2, 4), scheme(128, 64, 32, 2, 2), scheme(64, 64, 32, 2, 2), scheme(32, 32, 32, 1, 2)];
+    let mut schemes =
+        vec![scheme(128, 128, 32, 2, 4), scheme(128, 64, 32, 2, 2), scheme(64, 64, 32, 2, 2), scheme(32, 32, 32, 1, 2)];
     schemes.retain(|s| s.fits(caps));
     sort_by_time(&mut schemes, product, caps);
     schemes
