@@ -109,12 +109,16 @@ impl Readback {
             let _ = sender.send(result);
         });
         gpu.wait()?;
-        let lost = |e: String| Error::new(Kind::DeviceLost, attempt, e);
-        match receiver.try_recv() {
-            Ok(Ok(())) => {}
-            Ok(Err(e)) => return Err(gpu.check().err().unwrap_or_else(|| lost(e.to_string()))),
-            Err(_) => return Err(gpu.check().err().unwrap_or_else(|| lost("the device did not answer".into()))),
-        }
+        let lost = |e: String| gpu.check().err().unwrap_or_else(|| Error::new(Kind::DeviceLost, attempt, e));
+        // Where another thread polls at the same time, it may be the one that still has to call us.
+        let mapped = loop {
+            match receiver.recv_timeout(std::time::Duration::from_millis(5)) {
+                Ok(mapped) => break mapped,
+                Err(std::sync::mpsc::RecvTimeoutError::Timeout) => gpu.wait()?,
+                Err(_) => return Err(lost("the device dropped the request".into())),
+            }
+        };
+        mapped.map_err(|e| lost(e.to_string()))?;
         let view = self.buffer.raw().get_mapped_range(0..bytes).map_err(|e| lost(e.to_string()))?;
         let mut out = view.to_vec();
         drop(view);
