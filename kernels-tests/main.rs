@@ -4,5 +4,19 @@
 
 mod suite;
 
+mod activation;
+mod adam;
 mod add;
+mod attention;
+mod bce;
+mod cast;
+mod cross_entropy;
+mod dropout;
+mod embedding;
+mod gather;
 mod gemm;
+mod layer_norm;
+mod norm;
+mod sample;
+mod softmax;
+mod vocabulary;

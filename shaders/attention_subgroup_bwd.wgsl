@@ -4,7 +4,7 @@
 // with P~ = P and dP~ = dout.v, both times the dropout scale. Every element of dqkv is written; k and v of masked keys get exact zeros.
 // Shapes: qkv, dqkv [B*T, 3*C], lens [B], dout [B*T, C], lse, delta [B, H, T] f32; with f16 storage dq_sum [B*T, C] f32 is scratch.
 // Work: outer loop over blocks of 4*S keys (a lane owns four neighbours), inner over QB queries, which reach the lanes by broadcast.
-// dk and dv of the block stay in memory that only their lane touches; dq is read, added to and written back once a block of keys.
+// dk and dv of the block stay in workgroup memory (128 DV S bytes), each element touched by one lane only, hence no barrier; dq is read, added to and written back once a block of keys.
 // Bytes: a head's q and dout twice a block of keys, k and v once, dq twice.
 {% set READS = ["qkv", "dout", "dqkv"] if T_IO == "f32" else ["qkv", "dout"] %}
 {% set WRITES = ["dqkv"] %}
@@ -28,8 +28,8 @@
 fn at{{ l }}(x: f32) -> vec4<f32> { return vec4<f32>(subgroupBroadcast(x, {{ l }}u)); }
 fn all{{ l }}(x: vec4<f32>) -> vec4<f32> { return subgroupBroadcast(x, {{ l }}u); }
 {% endfor %}
-var<private> dk_sum: array<vec4<f32>, {{ 4 * DVN }}>;
-var<private> dv_sum: array<vec4<f32>, {{ 4 * DVN }}>;
+var<workgroup> dk_sum: array<vec4<f32>, {{ 4 * DVN * S }}>;
+var<workgroup> dv_sum: array<vec4<f32>, {{ 4 * DVN * S }}>;
 
 @compute @workgroup_size({{ S }})
 fn flash_attention_bwd(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
@@ -59,8 +59,8 @@ fn flash_attention_bwd(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgr
     let k_row{{ j }} = head + c + min(key + {{ j }}u, max(len, 1u) - 1u) * 3u * c;
 {% endfor %}
     for (var d = 0u; d < 4u * DV; d++) {
-      dk_sum[d] = vec4<f32>();
-      dv_sum[d] = vec4<f32>();
+      dk_sum[d * {{ S }}u + lane] = vec4<f32>();
+      dv_sum[d * {{ S }}u + lane] = vec4<f32>();
     }
     for (var q0 = 0u; q0 < select(0u, p.tokens, kb < len); q0 += {{ QB }}u) {
 {% for g in range(G) %}
@@ -100,7 +100,7 @@ fn flash_attention_bwd(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgr
 {% endfor %}
         let v = transpose(mat4x4<f32>(load_qkv(k_row0 + c, d), load_qkv(k_row1 + c, d), load_qkv(k_row2 + c, d), load_qkv(k_row3 + c, d)));
 {% for j in range(4) %}
-        var dv{{ j }} = dv_sum[{{ j }}u * DV + d];
+        var dv{{ j }} = dv_sum[({{ j }}u * DV + d) * {{ S }}u + lane];
 {% endfor %}
 {% for r in range(QB) %}
         {
@@ -113,7 +113,7 @@ fn flash_attention_bwd(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgr
         }
 {% endfor %}
 {% for j in range(4) %}
-        dv_sum[{{ j }}u * DV + d] = dv{{ j }};
+        dv_sum[({{ j }}u * DV + d) * {{ S }}u + lane] = dv{{ j }};
 {% endfor %}
       }
 {% for r in range(QB) %}
@@ -127,7 +127,7 @@ fn flash_attention_bwd(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgr
         let a{{ g }} = load_qkv(q_row{{ g }}, d);
 {% endfor %}
 {% for j in range(4) %}
-        var dk{{ j }} = dk_sum[{{ j }}u * DV + d];
+        var dk{{ j }} = dk_sum[({{ j }}u * DV + d) * {{ S }}u + lane];
 {% endfor %}
 {% for r in range(QB) %}
         {
@@ -138,7 +138,7 @@ fn flash_attention_bwd(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgr
         }
 {% endfor %}
 {% for j in range(4) %}
-        dk_sum[{{ j }}u * DV + d] = dk{{ j }};
+        dk_sum[({{ j }}u * DV + d) * {{ S }}u + lane] = dk{{ j }};
 {% endfor %}
       }
       for (var j = 0u; j < 4u; j++) {
@@ -182,15 +182,14 @@ fn flash_attention_bwd(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgr
       }
 {% endfor %}
     }
-{% for j in range(4) %}
-    if (key + {{ j }}u < p.tokens) {
-      let row = head + c + (key + {{ j }}u) * 3u * c;
-      let keep = key + {{ j }}u < len;
-      for (var d = 0u; d < DV; d++) {
-        store_dqkv(row, d, select(vec4<f32>(), dk_sum[{{ j }}u * DV + d], keep));
-        store_dqkv(row + c, d, select(vec4<f32>(), dv_sum[{{ j }}u * DV + d], keep));
+    // One loop: nested ones of constant length are unrolled by drivers, each store into a loop over the lanes.
+    for (var i = 0u; i < 4u * DV; i++) {
+      let k = key + i / DV;
+      if (k < p.tokens) {
+        let row = head + c + k * 3u * c;
+        store_dqkv(row, i % DV, select(vec4<f32>(), dk_sum[i * {{ S }}u + lane], k < len));
+        store_dqkv(row + c, i % DV, select(vec4<f32>(), dv_sum[i * {{ S }}u + lane], k < len));
       }
     }
-{% endfor %}
   }
 }

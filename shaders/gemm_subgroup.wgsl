@@ -25,7 +25,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(subgroup_invocation_id) l
   let m0 = tile.x * {{ TM }}u;
   let n0 = tile.y * {{ S * TN }}u;
   let batch = wg.z / p.splits;
-  let k0 = (wg.z % p.splits) * p.k_split;
+  let k0 = p.k_begin + (wg.z % p.splits) * p.k_split;
   let k1 = min(k0 + p.k_split, p.k);
   let base_a = batch * p.stride_a;
   let base_b = batch * p.stride_b;

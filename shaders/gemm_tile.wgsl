@@ -121,7 +121,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) t
   let m0 = tile.x * {{ BM }}u;
   let n0 = tile.y * {{ BN }}u;
   let batch = wg.z / p.splits;
-  let k0 = (wg.z % p.splits) * p.k_split;
+  let k0 = p.k_begin + (wg.z % p.splits) * p.k_split;
   let k1 = min(k0 + p.k_split, p.k);
   let base_a = batch * p.stride_a;
   let base_b = batch * p.stride_b;

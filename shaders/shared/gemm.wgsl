@@ -9,6 +9,7 @@ struct Params {
   band: u32,                                     // rows of tiles walked together, for the cache
   grid_x: u32,                                   // the tile index is folded: wg.x + wg.y * grid_x
   splits: u32, k_split: u32,                     // K is cut into `splits` parts of k_split; part s of batch b is z = b splits + s
+  k_begin: u32,                                  // where the first part begins; the last ends at k at the latest
 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> mat_a: array<{{ "vec4<" ~ TA ~ ">" if VA == 4 else TA }}>;

@@ -2,9 +2,10 @@
 
 use super::Global;
 use super::progress::Progress;
-use crate::doctor::{Examination, examine};
+use crate::doctor::{Examination, Rehearsal, examine, rehearse};
 use crate::error::Result;
 use crate::gpu::Gpu;
+use crate::ops::DType;
 use clap::Args;
 
 #[derive(Args)]
@@ -21,13 +22,46 @@ pub fn run(global: &Global, options: &Options) -> Result<bool> {
     }
     let mut progress = Progress::new();
     let examination = examine(&gpu, &options.only, |done, all, what| progress.show(done, all, what))?;
-    if global.json {
-        let healthy = examination.healthy();
-        println!("{}", serde_json::json!({ "adapter": gpu.caps(), "healthy": healthy, "examination": examination }));
-    } else {
+    if !global.json {
         print_table(&examination);
     }
-    Ok(examination.healthy())
+    let mut rehearsals = Vec::new();
+    if options.only.is_empty() {
+        for dtype in [DType::F32, DType::F16] {
+            if dtype == DType::F32 || gpu.caps().f16 {
+                let announce = |text: &str| if !global.json { println!("{text}") };
+                let rehearsal = rehearse(&gpu, dtype, announce)?;
+                if !global.json {
+                    print_rehearsal(&rehearsal);
+                }
+                rehearsals.push(rehearsal);
+            }
+        }
+    }
+    let healthy = examination.healthy() && rehearsals.iter().all(Rehearsal::healthy);
+    if global.json {
+        let all = serde_json::json!({
+            "adapter": gpu.caps(), "healthy": healthy, "examination": examination, "rehearsals": rehearsals
+        });
+        println!("{all}");
+    } else {
+        println!("{}", if healthy { "all holds" } else { "NOT healthy: do not trust results from this adapter" });
+    }
+    Ok(healthy)
+}
+
+fn print_rehearsal(r: &Rehearsal) {
+    println!(
+        "rehearsal in {}: {} launches a step; memory {} bytes stated, {} used; two runs {}; loss {:.3} -> {:.3}: {}",
+        r.precision,
+        r.launches,
+        r.bytes_stated,
+        r.bytes_used,
+        if r.same_bits { "give the same bits" } else { "DIFFER" },
+        r.first_loss,
+        r.last_loss,
+        if r.healthy() { "ok" } else { "FAILED" }
+    );
 }
 
 fn print_table(examination: &Examination) {

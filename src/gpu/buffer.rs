@@ -52,6 +52,13 @@ impl Memory {
     }
 }
 
+impl std::ops::Add for Memory {
+    type Output = Memory;
+    fn add(self, other: Memory) -> Memory {
+        Memory { bytes: std::array::from_fn(|i| self.bytes[i] + other.bytes[i]) }
+    }
+}
+
 impl std::ops::Sub for Memory {
     type Output = Memory;
     fn sub(self, before: Memory) -> Memory {

@@ -4,8 +4,10 @@
 
 mod case;
 mod launch;
+pub mod losses;
 mod op;
 pub mod random;
+mod rows;
 mod tensor;
 
 pub use case::{Case, CaseRecorder, Family, Fill};
@@ -29,6 +31,20 @@ macro_rules! families {
 }
 
 families! {
+    activation,
+    adam,
     add,
+    attention,
+    bce,
+    cast,
+    cross_entropy,
+    dropout,
+    embedding,
+    gather,
     gemm,
+    layer_norm,
+    norm,
+    sample,
+    softmax,
+    vocabulary,
 }

@@ -182,6 +182,11 @@ impl Tape {
         self.values[root.0 as usize].keep = true;
     }
 
+    /// The parameters that this tape may record.
+    pub fn params(&self) -> &ParamSet {
+        &self.params
+    }
+
     /// Number of recorded nodes.
     pub fn len(&self) -> usize {
         self.nodes.len()

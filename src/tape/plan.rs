@@ -213,9 +213,14 @@ impl Plan {
         }
     }
 
-    /// Bytes by purpose that a session of this plan will hold, parameter arenas included.
+    /// Bytes by purpose that a session of this plan will hold, and the parameter arenas that it uses.
     pub fn memory(&self) -> Memory {
-        let mut memory = self.arenas;
+        self.arenas + self.memory_beside_parameters()
+    }
+
+    /// [`Plan::memory`] without the parameter arenas, which plans may share.
+    pub fn memory_beside_parameters(&self) -> Memory {
+        let mut memory = Memory::default();
         for &bytes in &self.slots {
             memory.add(Purpose::Activations, bytes);
         }

@@ -58,6 +58,15 @@ pub fn cases() -> Vec<Case> {
     cases.push(Case::new("gemm_tn_long_k_is_cut", |r| {
         product(r, Gemm::new(Layout::Tn, DType::F32), shapes(Layout::Tn, [6, 8, 1501], None), DType::F32)
     }));
+    // Rows walked down on a CPU: in parts of 512, side by side and, with many tiles, one after the other.
+    cases.push(Case::new("gemm_tn_1700_rows_side_by_side", |r| {
+        product(r, Gemm::new(Layout::Tn, DType::F32), shapes(Layout::Tn, [20, 12, 1700], None), DType::F32)
+    }));
+    cases.push(Case::new("gemm_nn_1537_rows_one_after_the_other", |r| {
+        let a = r.input(&[65, 1537], DType::F32, Fill::Normal(1.0));
+        let b = r.input(&[1537, 260], DType::F32, Fill::Normal(1.0));
+        r.record(Box::new(Gemm::new(Layout::Nn, DType::F32)), &[a, b], &[]).map(|_| ())
+    }));
     cases.push(Case::new("gemm_nn_long_k_is_cut_ragged", |r| {
         product(r, Gemm::new(Layout::Nn, DType::F32), shapes(Layout::Nn, [5, 7, 1030], None), DType::F32)
     }));

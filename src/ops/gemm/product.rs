@@ -104,17 +104,34 @@ impl Product {
         if aligned(extent) && aligned(ld) && (batch == 1 || aligned(stride)) { 4 } else { 1 }
     }
 
-    /// Parts that K is cut into and their size. A result of few tiles with a long K leaves a device idle otherwise.
-    fn splits(&self, tiles: usize, caps: &Caps) -> (usize, usize) {
+    /// How K is cut into parts, for `tiles` tiles of C.
+    fn cut(&self, tiles: usize, caps: &Caps) -> Cut {
+        let whole = Cut { parts: 1, size: self.k.next_multiple_of(64), side_by_side: false };
+        if self.epilogue != Epilogue::None {
+            return whole;
+        }
+        let held = 4 * self.m * self.n * self.batch;
+        let fits = caps.limits.binding_bytes as usize / held.max(1);
+        let parts_of = |size: usize, side_by_side| Cut { parts: self.k.div_ceil(size), size, side_by_side };
+        // On a CPU an operand with rows along N or M is walked down its columns: past some 1,500 rows what one tile has
+        // fetched is gone from cache and address translation before the next tile wants it (tn 256x1024x4096: 15 GF/s
+        // whole, 39 in parts of 512).
+        const STAYS: usize = 512;
+        if caps.is_cpu() && self.layout != Layout::Nt && self.k >= 3 * STAYS {
+            let parts = self.k.div_ceil(STAYS);
+            // With few tiles side by side, to keep every core busy; otherwise that would only take memory. What is stored
+            // as f16 is not added to part by part.
+            return match tiles * self.batch < 64 || self.c == DType::F16 {
+                true if parts <= fits && held * parts <= 64 << 20 => parts_of(STAYS, true),
+                true => whole,
+                false => parts_of(STAYS, false),
+            };
+        }
+        // A result of few tiles with a long K leaves a device idle otherwise.
         const SHORTEST: usize = 256;
         let wanted = if caps.is_cpu() { 16 } else { 256 };
-        let fits = caps.limits.binding_bytes as usize / (4 * self.m * self.n * self.batch).max(1);
-        let most = (wanted / (tiles * self.batch).max(1)).min(self.k / SHORTEST).min(64).min(fits);
-        if most < 2 || self.epilogue != Epilogue::None {
-            return (1, self.k.next_multiple_of(64));
-        }
-        let size = self.k.div_ceil(most).next_multiple_of(64);
-        (self.k.div_ceil(size), size)
+        let parts = (wanted / (tiles * self.batch).max(1)).min(self.k / SHORTEST).min(64).min(fits);
+        if parts < 2 { whole } else { parts_of(self.k.div_ceil(parts).next_multiple_of(64), true) }
     }
 
     /// Appends the launches of this product by `variant` to `program`. Scratch memory `slot` (the next one, or one
@@ -131,21 +148,21 @@ impl Product {
         let scheme = Scheme::from_args(&variant.args);
         let (bm, bn) = scheme.tile();
         let (tiles_m, tiles_n) = (self.m.div_ceil(bm), self.n.div_ceil(bn));
-        let (splits, k_split) = self.splits(tiles_m * tiles_n, caps);
+        let cut = self.cut(tiles_m * tiles_n, caps);
+        let splits = if cut.side_by_side { cut.parts } else { 1 };
         let limit = caps.limits.workgroups_per_dimension;
         if self.batch * splits > limit as usize {
             let attempted = format!("launch a batch of {} products {}x{}x{}", self.batch, self.m, self.n, self.k);
             return Err(Error::new(Kind::Limit, attempted, format!("this adapter takes {limit} at a time"))
                 .hint("use a smaller batch or more micro-batches"));
         }
-        let cut = splits > 1;
         let (a_extent, b_extent) = match self.layout {
             Layout::Nn => (self.k, self.n),
             Layout::Nt => (self.k, self.k),
             Layout::Tn => (self.m, self.n),
         };
         let (ldc, stride_c, c) =
-            if cut { (self.n, self.m * self.n, DType::F32) } else { (self.ldc, self.stride_c, self.c) };
+            if splits > 1 { (self.n, self.m * self.n, DType::F32) } else { (self.ldc, self.stride_c, self.c) };
         let vc = Self::vector(self.n, ldc, stride_c, self.batch * splits);
         let (epilogue, gelu) = match self.epilogue {
             Epilogue::None => ("none", Gelu::Erf),
@@ -171,16 +188,26 @@ impl Product {
             .with("VC", vc)
             .with("KTAIL", !self.k.is_multiple_of(4));
         let [x, y, _] = fold_grid(tiles_m * tiles_n, limit);
-        let immediates = Immediates::new().u32(self.m).u32(self.n).u32(self.k).u32(self.lda).u32(self.ldb).u32(ldc);
-        let immediates = immediates.u32(self.stride_a).u32(self.stride_b).u32(stride_c);
-        let immediates = if cut { immediates.u32(0u32).f32(1.0) } else { store.put(immediates).f32(self.alpha) };
-        let immediates = immediates.u32(tiles_m).u32(tiles_n).u32(BAND).u32(x).u32(splits).u32(k_split);
-        let target = if cut { Bind::Scratch(slot) } else { operands.c };
+        let target = if splits > 1 { Bind::Scratch(slot) } else { operands.c };
         let mut bindings = vec![operands.a, operands.b, target];
         bindings.extend(&operands.extra);
         let grid = [x, y, (self.batch * splits) as u32];
-        program.launches.push(Launch::new(kernel, &bindings, immediates, grid, self.cost()));
-        if cut {
+        let sequence = cut.parts / splits;
+        for part in 0..sequence {
+            let immediates = Immediates::new().u32(self.m).u32(self.n).u32(self.k).u32(self.lda).u32(self.ldb).u32(ldc);
+            let immediates = immediates.u32(self.stride_a).u32(self.stride_b).u32(stride_c);
+            let immediates = match part {
+                0 if splits > 1 => immediates.u32(0u32).f32(1.0),
+                0 => store.put(immediates).f32(self.alpha),
+                _ => Store::Add.put(immediates).f32(self.alpha),
+            };
+            let immediates = immediates.u32(tiles_m).u32(tiles_n).u32(BAND).u32(x);
+            let immediates = immediates.u32(splits).u32(cut.size).u32(part * cut.size);
+            let share = 1.0 / sequence as f64;
+            let cost = Cost { flops: self.cost().flops * share, bytes: self.cost().bytes * share };
+            program.launches.push(Launch::new(kernel.clone(), &bindings, immediates, grid, cost));
+        }
+        if splits > 1 {
             self.sum_parts(operands.c, store, splits, slot, limit, program);
         }
         Ok(())
@@ -208,6 +235,14 @@ impl Product {
             cost,
         ));
     }
+}
+
+/// Parts of K of `size` each: side by side, with a second kernel that adds them up, or one launch after the other, each
+/// adding to C.
+struct Cut {
+    parts: usize,
+    size: usize,
+    side_by_side: bool,
 }
 
 /// Rows of tiles walked together. Their share of A has to stay in a core's cache: 16 x 32 rows of 256 f32 are 512 kB.

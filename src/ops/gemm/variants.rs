@@ -163,7 +163,9 @@ fn subgroup_schemes(product: &Product, caps: &Caps) -> Vec<Scheme> {
     let scheme = |(tm, tn)| Scheme::Subgroup { tm, tn, lanes };
     // Compiling a kernel takes 0.1 s at 8x4 and 0.6 s at 24x8: small products do not earn that back.
     let work = product.m * product.n * product.k * product.batch;
-    let (sizes, others): (&[(u32, u32)], &[(u32, u32)]) = match work {
+    /// TM and TN.
+    type Sizes = &'static [(u32, u32)];
+    let (sizes, others): (Sizes, Sizes) = match work {
         0x800_0000.. => (&[(24, 8), (32, 4), (16, 8), (8, 4)], &[]),
         0x40_0000.. => (&[(32, 4), (16, 8), (8, 4)], &[(24, 8)]),
         _ => (&[(8, 4)], &[(16, 8)]),
@@ -192,4 +194,61 @@ fn coop_schemes(product: &Product, caps: &Caps) -> Vec<Scheme> {
     schemes.retain(|s| s.fits(caps));
     sort_by_time(&mut schemes, product, caps);
     schemes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::{CoopMatrix, DeviceClass, Limits, Timestamps};
+    use crate::ops::gemm::Layout;
+
+    fn adapter(class: DeviceClass, subgroup: Option<(u32, u32)>, coop: Option<u32>, workgroup_bytes: u32) -> Caps {
+        Caps {
+            name: "made up".into(),
+            backend: Backend::Vulkan,
+            class,
+            driver: String::new(),
+            f16: coop.is_some(),
+            subgroup,
+            coop: coop.into_iter().map(|size| CoopMatrix { size, f32_accumulate: true }).collect(),
+            timestamps: Timestamps::None,
+            limits: Limits {
+                binding_bytes: 128 << 20,
+                buffer_bytes: 256 << 20,
+                storage_buffers: 8,
+                workgroup_bytes,
+                workgroup_invocations: 256,
+                workgroups_per_dimension: 65_535,
+                immediate_bytes: 128,
+                offset_alignment: 256,
+            },
+        }
+    }
+
+    fn first(caps: &Caps, size: [usize; 3], dtype: DType) -> String {
+        variants(&Product::new(Layout::Nt, size, [dtype; 3]), caps)[0].name.clone()
+    }
+
+    #[test]
+    fn each_class_of_adapter_gets_its_kernel() {
+        let nvidia = adapter(DeviceClass::Discrete, Some((32, 32)), Some(16), 49_152);
+        assert_eq!(first(&nvidia, [4096, 3072, 768], DType::F16), "coop/128x128x32");
+        assert_eq!(first(&nvidia, [4096, 3072, 768], DType::F32), "tile/128x128x16");
+        assert_eq!(first(&nvidia, [128, 2, 256], DType::F32), "tile/32x32x16");
+        let intel = adapter(DeviceClass::Integrated, Some((8, 32)), Some(16), 32_768);
+        assert!(first(&intel, [1024, 256, 256], DType::F16).starts_with("tile/"), "its subgroups vary");
+        let least = adapter(DeviceClass::Other, None, None, 16_384);
+        assert_eq!(first(&least, [4096, 4096, 256], DType::F32), "tile/64x64x16");
+        let software = adapter(DeviceClass::Cpu, Some((8, 8)), Some(8), 32_768);
+        assert_eq!(first(&software, [4096, 1024, 256], DType::F16), "subgroup/24x64");
+        assert_eq!(first(&software, [8, 64, 64], DType::F32), "subgroup/8x32");
+    }
+
+    #[test]
+    fn a_variant_comes_back_from_its_arguments() {
+        let nvidia = adapter(DeviceClass::Discrete, Some((32, 32)), Some(16), 49_152);
+        for variant in variants(&Product::new(Layout::Nn, [512, 512, 512], [DType::F16; 3]), &nvidia) {
+            assert_eq!(Scheme::from_args(&variant.args).variant(), variant);
+        }
+    }
 }

@@ -1,5 +1,9 @@
 //! Every kernel and variant on one adapter, against f64 references.
 
+mod rehearsal;
+
+pub use rehearsal::{Rehearsal, rehearse};
+
 use crate::error::Result;
 use crate::gpu::{Gpu, Timer};
 use crate::ops::{FAMILIES, Family};

@@ -1,0 +1,6 @@
+use crate::suite;
+
+#[test]
+fn norm_matches_its_reference_in_every_variant() {
+    suite::check_family("norm");
+}
