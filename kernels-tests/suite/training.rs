@@ -176,3 +176,20 @@ fn an_op_that_forgets_a_gradient_is_an_error() {
     let error = tape.backward().expect_err("the gradient of b is missing");
     assert!(error.to_string().contains("no gradient for input 1"), "{error}");
 }
+
+#[test]
+fn a_tiny_electra_learns_within_its_stated_memory_and_twice_to_the_same_bits() {
+    // A device of its own: the rehearsal reads the device's account of memory.
+    let gpu = Gpu::open(&denshi::gpu::AdapterChoice::from_user(None)).unwrap();
+    for dtype in [DType::F32, DType::F16] {
+        if dtype == DType::F16 && !gpu.caps().f16 {
+            continue;
+        }
+        let mut announced = String::new();
+        let rehearsal = denshi::doctor::rehearse(&gpu, dtype, |text| announced.push_str(text)).unwrap();
+        assert!(announced.contains("activations"), "memory by purpose is told before it runs: {announced}");
+        assert_eq!(rehearsal.bytes_stated, rehearsal.bytes_used);
+        assert!(rehearsal.same_bits, "two runs differ");
+        assert!(rehearsal.healthy(), "{rehearsal:?}");
+    }
+}

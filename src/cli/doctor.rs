@@ -10,7 +10,7 @@ use clap::Args;
 
 #[derive(Args)]
 pub struct Options {
-    /// Only op families whose name contains this
+    /// Only op families whose name contains this, or `rehearsal` for the training rehearsal alone
     #[arg(default_value = "")]
     only: String,
 }
@@ -26,7 +26,7 @@ pub fn run(global: &Global, options: &Options) -> Result<bool> {
         print_table(&examination);
     }
     let mut rehearsals = Vec::new();
-    if options.only.is_empty() {
+    if options.only.is_empty() || options.only == "rehearsal" {
         for dtype in [DType::F32, DType::F16] {
             if dtype == DType::F32 || gpu.caps().f16 {
                 let announce = |text: &str| if !global.json { println!("{text}") };
@@ -52,14 +52,16 @@ pub fn run(global: &Global, options: &Options) -> Result<bool> {
 
 fn print_rehearsal(r: &Rehearsal) {
     println!(
-        "rehearsal in {}: {} launches a step; memory {} bytes stated, {} used; two runs {}; loss {:.3} -> {:.3}: {}",
-        r.precision,
+        "{} launches a step; {} bytes stated, {} used; two runs {}; masked-LM loss {:.3} -> {:.3}, replaced-token loss \
+         {:.3} -> {:.3}: {}",
         r.launches,
         r.bytes_stated,
         r.bytes_used,
         if r.same_bits { "give the same bits" } else { "DIFFER" },
-        r.first_loss,
-        r.last_loss,
+        r.first[0],
+        r.last[0],
+        r.first[1],
+        r.last[1],
         if r.healthy() { "ok" } else { "FAILED" }
     );
 }
