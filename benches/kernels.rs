@@ -54,8 +54,9 @@ fn main() {
         "case", "op", "variant", "launches", "ms", "GFLOP/s", "GB/s", "GF/s 2c"
     );
     let mut rows = Vec::new();
-    for case in FAMILIES.iter().flat_map(|f| (f.bench_cases)()) {
-        if !case.name.contains(&options.filter) || (case.f16 && !gpu.caps().f16) {
+    for (family, case) in FAMILIES.iter().flat_map(|f| (f.bench_cases)().into_iter().map(|case| (f.name, case))) {
+        let asked = case.name.contains(&options.filter) || family.contains(&options.filter);
+        if !asked || (case.f16 && !gpu.caps().f16) {
             continue;
         }
         let recorded = CaseTape::record(&case).unwrap_or_else(|e| panic!("{e}"));

@@ -142,12 +142,12 @@ impl Op for CrossEntropy {
             }
             _ => {
                 let (mut sum, mut error) = (0.0, 0.0);
-                for r in 0..count {
+                for (r, known) in errors.iter().enumerate() {
                     let (label, weight) = self.row(ins, r);
                     let loss = losses::row_loss(ins[0].row(r), label, 0.0).0;
                     if weight != 0.0 {
                         sum += (weight * loss).abs();
-                        error += weight.abs() * errors[r];
+                        error += weight.abs() * known;
                     }
                 }
                 let total = error + sum_bound(count, sum);

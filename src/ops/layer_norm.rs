@@ -227,7 +227,7 @@ impl Op for LayerNorm {
                         + 4.0 * EPS * want[i].abs()
                         + 2.0 * EPS * gamma[i % width].abs() * xhat
                 }
-                1 if i % 2 == 0 => 2.0 * error + 2.0 * EPS * want[i].abs(),
+                1 if i.is_multiple_of(2) => 2.0 * error + 2.0 * EPS * want[i].abs(),
                 1 => want[i] * relative,
                 _ => stored * (want[i].abs() + 1e-30) + EPS * (ins[0].data[i].abs() * 4.0 + ins[1].data[i].abs()),
             }
@@ -322,8 +322,8 @@ impl Op for LayerNormBwd {
             let sizes = |f: &dyn Fn(usize) -> f64| (0..width).map(f).sum::<f64>() / width as f64;
             let g = sum_bound(width, sizes(&|c| row.g[c].abs()));
             let gx = sum_bound(width, sizes(&|c| (row.g[c] * row.xhat[c]).abs()));
-            for c in 0..width {
-                columns[c] += if k == 1 { (row.dout[c] * row.xhat[c]).abs() } else { row.dout[c].abs() };
+            for (c, column) in columns.iter_mut().enumerate() {
+                *column += if k == 1 { (row.dout[c] * row.xhat[c]).abs() } else { row.dout[c].abs() };
                 let terms = row.g[c].abs() + row.mean_g.abs() + 2.0 * (row.xhat[c] * row.mean_gx).abs();
                 bounds.push(
                     row.rstd * (8.0 * EPS * terms + g + row.xhat[c].abs() * gx) * if k == 3 { scale } else { 1.0 },

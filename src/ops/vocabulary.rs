@@ -148,14 +148,14 @@ impl Op for VocabularyCrossEntropy {
         let groups = losses::groups(count, false);
         // Rows that one invocation of the bias gradient sums.
         let group = chunk.div_ceil(32).max(16);
-        let mut program = Program::default();
-        program.scratch = vec![
+        let scratch = vec![
             (chunk * vocabulary) as u64 * dtype.bytes(),
             8,
             4 * count as u64,
             32 * groups as u64,
             if self.train { 4 * (chunk.div_ceil(group) * vocabulary) as u64 } else { 4 },
         ];
+        let mut program = Program { launches: Vec::new(), scratch };
         if self.train {
             program.launches.push(losses::weight_sum(Bind::In(4), false, count, self.scales(), denominator));
         }

@@ -119,6 +119,14 @@ fn block(r: &mut dyn CaseRecorder, gelu: Gelu, [rows, width, hidden]: [usize; 3]
 
 pub fn bench_cases() -> Vec<Case> {
     let mut cases = Vec::new();
+    // Plain products at 4096 and 2048 tokens: the numbers that engines are compared by.
+    for [m, n, k] in [[4096, 1024, 256], [4096, 256, 1024], [2048, 768, 768], [2048, 3072, 768]] {
+        cases.extend(Case::both(format!("gemm_nt_{m}x{n}x{k}"), move |r, dtype| {
+            let a = r.input(&[m, k], dtype, Fill::Normal(1.0));
+            let b = r.input(&[n, k], dtype, Fill::Normal(1.0));
+            (r as &mut dyn Recorder).apply1(Gemm::new(Layout::Nt, dtype), &[a, b]).map(|_| ())
+        }));
+    }
     // Projections of ELECTRA-Small (generator, discriminator) and BERT-base at 8 x 128 tokens, and its logits.
     for [m, n, k] in
         [[1024, 64, 64], [1024, 256, 64], [1024, 256, 256], [1024, 768, 256], [1024, 768, 768], [160, 32_000, 128]]
