@@ -1,6 +1,6 @@
 //! Every op at the sizes of ELECTRA-Small and BERT-base, on one adapter.
 //!
-//! `cargo bench --bench kernels [-- [FILTER] [--all-variants] [--json FILE]]`
+//! `cargo bench --bench kernels [-- [FILTER] [--all-variants] [--launches] [--json FILE]]`
 //!
 //! Times are medians of device timestamps where the adapter has them, else of wall time per replay. On a software adapter
 //! the column `GF/s 2c` is the rate per two core-seconds of process time, which other work on the machine does not move.
@@ -15,16 +15,19 @@ use std::time::Instant;
 struct Options {
     filter: String,
     all_variants: bool,
+    /// Also print each launch of an op that has several.
+    launches: bool,
     json: Option<String>,
 }
 
 fn options() -> Options {
-    let mut options = Options { filter: String::new(), all_variants: false, json: None };
+    let mut options = Options { filter: String::new(), all_variants: false, launches: false, json: None };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--bench" => {}
             "--all-variants" => options.all_variants = true,
+            "--launches" => options.launches = true,
             "--json" => options.json = arguments.next(),
             filter => options.filter = filter.into(),
         }
@@ -42,6 +45,8 @@ struct Row {
     gbps: f64,
     /// GFLOP/s per two core-seconds; software adapters only.
     gflops_2c: Option<f64>,
+    /// Kernel and median milliseconds of each launch.
+    parts: Vec<(String, f64)>,
 }
 
 fn main() {
@@ -78,6 +83,9 @@ fn main() {
                     row.gbps,
                     row.gflops_2c.map(|g| format!("{g:.2}")).unwrap_or_else(|| "-".into())
                 );
+                for (kernel, ms) in row.parts.iter().filter(|_| options.launches && row.launches > 1) {
+                    println!("{:34} {:26} {ms:>10.3} ms  {kernel}", "", "");
+                }
                 rows.push(row);
             }
         }
@@ -144,6 +152,13 @@ fn bench(gpu: &Gpu, timer: Option<&Timer>, case: &Case, recorded: &CaseTape, for
         if seconds == 0.0 {
             continue;
         }
+        let part = |launch: usize| {
+            let mut times: Vec<f64> = samples.iter().map(|sample| sample[launch] / 1e6).collect();
+            times.sort_by(f64::total_cmp);
+            (session.launches()[launch].kernel.to_string(), times[times.len() / 2])
+        };
+        let own = (0..session.launches().len()).filter(|&l| timer.is_some() && node_of(l) == index);
+        let parts = own.map(part).collect();
         let cost = if timer.is_some() { node.cost() } else { session.plan().cost() };
         rows.push(Row {
             case: case.name.clone(),
@@ -153,6 +168,7 @@ fn bench(gpu: &Gpu, timer: Option<&Timer>, case: &Case, recorded: &CaseTape, for
             milliseconds: seconds * 1e3,
             gflops: cost.flops / seconds / 1e9,
             gbps: cost.bytes / seconds / 1e9,
+            parts,
             gflops_2c: gpu.caps().is_cpu().then(|| cost.flops / (seconds * core_share) / 1e9),
         });
     }

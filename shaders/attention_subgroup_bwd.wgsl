@@ -2,11 +2,13 @@
 // head, so that five products suffice where separate dq and dkv kernels need seven, and dq is summed in a fixed order by its owner.
 //   P = exp(scale q.k - lse)   dv[k] = sum_q P~ dout[q]   dS = scale P (dP~ - delta)   dk[k] = sum_q dS q[q]   dq[q] = sum_k dS k[k]
 // with P~ = P and dP~ = dout.v, both times the dropout scale. Every element of dqkv is written; k and v of masked keys get exact zeros.
-// Shapes: qkv, dqkv [B*T, 3*C], lens [B], dout [B*T, C], lse, delta [B, H, T] f32; with f16 storage dq_sum [B*T, C] f32 is scratch.
+// delta = dout.out comes along with the first block of keys, where dout is in registers anyway, and is kept for the others.
+// Shapes: qkv, dqkv [B*T, 3*C], lens [B], dout, out [B*T, C], lse [B, H, T] f32; scratch delta [B, H, T] f32 and with f16
+// storage dq_sum [B*T, C] f32.
 // Work: outer loop over blocks of 4*S keys (a lane owns four neighbours), inner over QB queries, which reach the lanes by broadcast.
 // dk and dv of the block stay in workgroup memory (128 DV S bytes), each element touched by one lane only, hence no barrier; dq is read, added to and written back once a block of keys.
-// Bytes: a head's q and dout twice a block of keys, k and v once, dq twice.
-{% set READS = ["qkv", "dout", "dqkv"] if T_IO == "f32" else ["qkv", "dout"] %}
+// Bytes: a head's q and dout twice a block of keys, k and v once, dq twice; out once.
+{% set READS = ["qkv", "dout", "out", "dqkv"] if T_IO == "f32" else ["qkv", "dout", "out"] %}
 {% set WRITES = ["dqkv"] %}
 {% set DVN = (D + 3) // 4 %}
 {% set NV = (DVN + S - 1) // S %}
@@ -19,10 +21,11 @@
 @group(0) @binding(1) var<storage, read> lens: array<u32>;
 @group(0) @binding(2) var<storage, read> dout: array<{{ ELEMENT }}>;
 @group(0) @binding(3) var<storage, read> lse: array<f32>;
-@group(0) @binding(4) var<storage, read> delta: array<f32>;
+@group(0) @binding(4) var<storage, read> out: array<{{ ELEMENT }}>;
 @group(0) @binding(5) var<storage, read_write> dqkv: array<{{ ELEMENT }}>;
+@group(0) @binding(6) var<storage, read_write> delta: array<f32>;
 {% if T_IO != "f32" %}
-@group(0) @binding(6) var<storage, read_write> dq_sum: array<vec4<f32>>;
+@group(0) @binding(7) var<storage, read_write> dq_sum: array<vec4<f32>>;
 {% endif %}
 {% for l in range(S) %}
 fn at{{ l }}(x: f32) -> vec4<f32> { return vec4<f32>(subgroupBroadcast(x, {{ l }}u)); }
@@ -68,7 +71,7 @@ fn flash_attention_bwd(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgr
       let q_row{{ g }} = head + token{{ g }} * 3u * c;
       let out_row{{ g }} = head_out + token{{ g }} * c;
       let lse{{ g }} = lse[bh * p.tokens + token{{ g }}] * LOG2E;
-      let delta{{ g }} = delta[bh * p.tokens + token{{ g }}];
+      var products{{ g }} = vec4<f32>();
 {% endfor %}
 {% for r in range(QB) %}
       var s{{ r }} = vec4<f32>();
@@ -98,6 +101,11 @@ fn flash_attention_bwd(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgr
 {% for g in range(G) %}
         let a{{ g }} = load_dout(out_row{{ g }}, d);
 {% endfor %}
+        if (kb == 0u) {
+{% for g in range(G) %}
+          products{{ g }} = fma(a{{ g }}, load_out(out_row{{ g }}, d), products{{ g }});
+{% endfor %}
+        }
         let v = transpose(mat4x4<f32>(load_qkv(k_row0 + c, d), load_qkv(k_row1 + c, d), load_qkv(k_row2 + c, d), load_qkv(k_row3 + c, d)));
 {% for j in range(4) %}
         var dv{{ j }} = dv_sum[({{ j }}u * DV + d) * {{ S }}u + lane];
@@ -116,6 +124,14 @@ fn flash_attention_bwd(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgr
         dv_sum[({{ j }}u * DV + d) * {{ S }}u + lane] = dv{{ j }};
 {% endfor %}
       }
+{% for g in range(G) %}
+      var delta{{ g }} = (products{{ g }}.x + products{{ g }}.y) + (products{{ g }}.z + products{{ g }}.w);
+      if (kb == 0u) {
+        delta[bh * p.tokens + token{{ g }}] = delta{{ g }};
+      } else {
+        delta{{ g }} = delta[bh * p.tokens + token{{ g }}];
+      }
+{% endfor %}
 {% for r in range(QB) %}
       s{{ r }} = fma(w{{ r }}, t{{ r }}, -s{{ r }} * at{{ r % S }}(delta{{ r // S }})) * p.scale;
 {% for n in range(NV) %}

@@ -262,10 +262,12 @@ impl Op for FlashAttentionBwd {
         let cost =
             Cost { flops: 2.0 * (s.rows() * s.head) as f64, bytes: bytes(&[&io.ins[2], &io.ins[4], &io.ins[3]]) };
         let binds = [Bind::In(4), Bind::In(2), Bind::Scratch(0)];
-        let mut launches = vec![Launch::new(key, &binds, immediates(), fold(s.rows().div_ceil(64)), cost)];
-        let mut binds = vec![Bind::In(0), Bind::In(1), Bind::In(4), Bind::In(3), Bind::Scratch(0), Bind::Out(0)];
+        let delta = Launch::new(key, &binds, immediates(), fold(s.rows().div_ceil(64)), cost);
+        let mut launches = Vec::new();
         let moved = bytes(&[&io.ins[0], &io.ins[4], &io.ins[3], &io.ins[3]]);
         if let Some(lanes) = lanes(caps).filter(|_| variant.name == "subgroup") {
+            let ins = [Bind::In(0), Bind::In(1), Bind::In(4), Bind::In(3), Bind::In(2)];
+            let mut binds = [&ins[..], &[Bind::Out(0), Bind::Scratch(0)]].concat();
             if io.outs[0].dtype != DType::F32 {
                 scratch.push(16 * (s.rows() * s.vectors().next_multiple_of(lanes)) as u64);
                 binds.push(Bind::Scratch(1));
@@ -273,9 +275,11 @@ impl Op for FlashAttentionBwd {
             let key = self.0.key("attention_subgroup_bwd.wgsl", "flash_attention_bwd", io, &s);
             let key = key.with("S", lanes).with("QB", queries(&s, lanes, io.ins[0].dtype));
             let (key, binds) = self.0.with_dropout(key, binds);
-            let cost = Cost { flops: 5.0 * s.product_flops(), bytes: moved + bytes(&[&io.outs[0]]) };
+            let cost = Cost { flops: 5.0 * s.product_flops(), bytes: moved + bytes(&[&io.outs[0], &io.ins[2]]) };
             launches.push(Launch::new(key, &binds, immediates(), fold(s.batch * s.heads), cost));
         } else {
+            launches.push(delta);
+            let binds = vec![Bind::In(0), Bind::In(1), Bind::In(4), Bind::In(3), Bind::Scratch(0), Bind::Out(0)];
             let t = Tiles::choose(&s, caps, 2);
             let groups = s.batch * s.heads * s.tokens.div_ceil(t.held());
             for (entry, part, products, thirds) in
