@@ -113,7 +113,7 @@ fn json(row: &Row) -> serde_json::Value {
 fn bench(gpu: &Gpu, timer: Option<&Timer>, case: &Case, recorded: &CaseTape, force: Option<String>) -> Vec<Row> {
     let plan = Plan::new(&recorded.tape, gpu.caps(), &PlanOptions { guarded: false, force })
         .unwrap_or_else(|e| panic!("{}: {e}", case.name));
-    let session = Session::new(gpu, plan, &ParamSet::default(), None).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+    let session = Session::new(gpu, plan, None).unwrap_or_else(|e| panic!("{}: {e}", case.name));
     for (var, host) in &recorded.inputs {
         upload(&session, *var, host);
     }
@@ -188,7 +188,7 @@ fn replay_thousand(gpu: &Gpu) -> (f64, f64) {
         x = add(&mut tape, x, one).unwrap_or_else(|e| panic!("{e}"));
     }
     let plan = Plan::new(&tape, gpu.caps(), &PlanOptions::default()).unwrap_or_else(|e| panic!("{e}"));
-    let session = Session::new(gpu, plan, &ParamSet::default(), None).unwrap_or_else(|e| panic!("{e}"));
+    let session = Session::new(gpu, plan, None).unwrap_or_else(|e| panic!("{e}"));
     let median = |mut times: Vec<f64>| {
         times.sort_by(f64::total_cmp);
         times[times.len() / 2] * 1e3

@@ -17,6 +17,7 @@ mod gather;
 mod gemm;
 mod layer_norm;
 mod norm;
+mod reduce;
 mod sample;
 mod softmax;
 mod vocabulary;

@@ -101,7 +101,7 @@ fn an_input_of_the_wrong_size_is_refused() {
     let x = tape.input(Spec::f32(&[10]));
     let y = add(&mut tape, x, x).unwrap();
     let plan = Plan::new(&tape, gpu().caps(), &PlanOptions::default()).unwrap();
-    let session = Session::new(gpu(), plan, &ParamSet::default(), None).unwrap();
+    let session = Session::new(gpu(), plan, None).unwrap();
     assert_eq!(session.write_bytes(x, &[0; 36]).expect_err("36 bytes for 10 floats").kind, Kind::Shape);
     assert_eq!(session.read(y).expect_err("nobody kept it").kind, Kind::Shape);
     assert_eq!(tape.spec(y).shape, [10]);
@@ -116,7 +116,7 @@ fn a_lost_device_is_reported_as_lost_and_nothing_else() {
     let y = add(&mut tape, x, x).unwrap();
     tape.keep(y);
     let plan = Plan::new(&tape, gpu.caps(), &PlanOptions::default()).unwrap();
-    let session = Session::new(&gpu, plan, &ParamSet::default(), None).unwrap();
+    let session = Session::new(&gpu, plan, None).unwrap();
     session.run(&case_step()).unwrap();
     gpu.simulate_loss();
     for error in [
@@ -139,7 +139,7 @@ fn many_threads_read_back_from_one_device() {
         for _ in 0..8 {
             scope.spawn(|| {
                 let plan = Plan::new(&tape, gpu().caps(), &PlanOptions::default()).unwrap();
-                let session = Session::new(gpu(), plan, &ParamSet::default(), None).unwrap();
+                let session = Session::new(gpu(), plan, None).unwrap();
                 for round in 0..400 {
                     session.write(x, &data_for(Spec::f32(&[4096]), &Fill::Const(f64::from(round)), 0)).unwrap();
                     session.run(&case_step()).unwrap();

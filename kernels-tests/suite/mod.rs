@@ -9,7 +9,7 @@ mod training;
 
 use denshi::gpu::{AdapterChoice, Gpu};
 use denshi::ops::{Case, DType, FAMILIES, Fill, Host, Var};
-use denshi::tape::{CaseTape, case_step, check_case, data_for, interpret};
+use denshi::tape::{CaseTape, case_step, check_case, compare_plans, data_for, interpret};
 use std::sync::OnceLock;
 
 /// The device of the whole run.
@@ -40,6 +40,18 @@ pub fn check_family(family: &str) {
             let failed = nodes
                 .into_iter()
                 .filter_map(|n| n.failure.map(|f| format!("{} / {} ({}): {f}", case.name, n.op, n.variant)));
+            failures.extend(failed);
+        }
+        let differ = compare_plans(gpu, &recorded).unwrap_or_else(|e| panic!("case {}: {e}", case.name));
+        failures.extend(differ.iter().map(|v| format!("{}: shared buffers change gradient {v:?}", case.name)));
+        // Gradients of values that are used twice are added to, by the op itself where it can.
+        let doubled = CaseTape::record_doubled(&case).unwrap_or_else(|e| panic!("{e}"));
+        if recorded.tape.len() > recorded.forward || !recorded.loss_outputs().is_empty() {
+            let nodes =
+                check_case(gpu, None, &doubled, None).unwrap_or_else(|e| panic!("case {} twice: {e}", case.name));
+            let failed = nodes
+                .into_iter()
+                .filter_map(|n| n.failure.map(|f| format!("{} twice / {} ({}): {f}", case.name, n.op, n.variant)));
             failures.extend(failed);
         }
     }
@@ -88,11 +100,16 @@ pub fn check_gradients(family: &str) {
             seeded + losses
         };
         for (index, (var, host)) in recorded.inputs.iter().enumerate() {
-            let is_seed = seeds.iter().any(|s| s.1 == index);
-            let Some(grad) = recorded.tape.grad(*var).filter(|_| !is_seed && host.spec.dtype != DType::U32) else {
+            if seeds.iter().any(|s| s.1 == index) || host.spec.dtype == DType::U32 {
                 continue;
+            }
+            let zeros = vec![0.0; host.data.len()];
+            let got = match recorded.tape.grad(*var) {
+                Some(grad) => values.get(&recorded.tape, grad).expect("gradients are recorded"),
+                // No gradient: only where an op said why it stops there, or where nothing depends on the input.
+                None if !recorded.tape.stops().is_empty() => continue,
+                None => &zeros,
             };
-            let got = values.get(&recorded.tape, grad).expect("gradients are recorded");
             // Large inputs: a seeded random direction and a few single elements; small ones: every element.
             let n = host.data.len();
             let direction = data_for(host.spec.clone(), &Fill::Normal(1.0), 99).data;

@@ -53,7 +53,7 @@ fn record(gpu: &Gpu, layer: &Layer, rows: usize) -> Recorded {
     let grads = [tape.grad(w).unwrap(), tape.grad(b).unwrap()];
     grads.iter().for_each(|&g| tape.keep(g));
     let plan = Plan::new(&tape, gpu.caps(), &PlanOptions::default()).unwrap();
-    let session = Session::new(gpu, plan, &layer.set, Some(&layer.store)).unwrap();
+    let session = Session::new(gpu, plan, Some(&layer.store)).unwrap();
     Recorded { session, x, dout, grads }
 }
 
@@ -191,5 +191,99 @@ fn a_tiny_electra_learns_within_its_stated_memory_and_twice_to_the_same_bits() {
         assert_eq!(rehearsal.bytes_stated, rehearsal.bytes_used);
         assert!(rehearsal.same_bits, "two runs differ");
         assert!(rehearsal.healthy(), "{rehearsal:?}");
+    }
+}
+
+/// Runs a tape with `inputs` in buffers shared as a user gets them.
+fn run(tape: &Tape, inputs: &[(Var, Host)], read: Var) -> Host {
+    let plan = Plan::new(tape, gpu().caps(), &PlanOptions::default()).unwrap();
+    let session = Session::new(gpu(), plan, None).unwrap();
+    inputs.iter().for_each(|(v, h)| session.write(*v, h).unwrap());
+    session.run(&denshi::tape::case_step()).unwrap();
+    session.read(read).unwrap()
+}
+
+#[test]
+fn a_gradient_passed_to_two_values_is_not_changed_under_one_of_them() {
+    use denshi::ops::activation::tanh;
+    use denshi::ops::add::add;
+    // s = tanh(x) + x: the gradient of s is that of tanh(x) too, and x's is summed up later.
+    let spec = Spec::f32(&[50]);
+    let (data, dout) = (data_for(spec.clone(), &Fill::Normal(1.0), 1), data_for(spec.clone(), &Fill::Normal(1.0), 2));
+    for watched in [false, true] {
+        let mut tape = Tape::new(Arc::new(ParamSet::default()), true);
+        let x = tape.input_with_grad(spec.clone());
+        let a = tanh(&mut tape, x).unwrap();
+        let s = add(&mut tape, a, x).unwrap();
+        let twice = add(&mut tape, s, s).unwrap();
+        let seed = tape.input(spec.clone());
+        tape.seed(twice, seed).unwrap();
+        if watched {
+            tape.watch(a);
+        }
+        tape.backward().unwrap();
+        let dx = tape.grad(x).unwrap();
+        tape.keep(dx);
+        let inputs = [(x, data.clone()), (seed, dout.clone())];
+        let got = run(&tape, &inputs, dx);
+        for i in 0..50 {
+            let t = data.data[i].tanh();
+            let want = 2.0 * dout.data[i] * (1.0 - t * t + 1.0);
+            assert!((got.data[i] - want).abs() < 1e-5 * (1.0 + want.abs()), "dx[{i}] {} and {want}", got.data[i]);
+        }
+        if watched {
+            let da = tape.grad(a).expect("it is watched");
+            tape.keep(da);
+            let got = run(&tape, &inputs, da);
+            assert!(
+                (0..50).all(|i| (got.data[i] - 2.0 * dout.data[i]).abs() < 1e-6),
+                "the watched gradient was changed"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_forward_value_used_as_its_own_seed_is_not_changed() {
+    use denshi::ops::activation::tanh;
+    use denshi::ops::add::add;
+    // F = |y|^2 / 2 + z . d with y = tanh(x), z = tanh(y): y is read by the backward of z, and its gradient is y itself plus more.
+    let spec = Spec::f32(&[40]);
+    let (data, dout) = (data_for(spec.clone(), &Fill::Normal(1.0), 3), data_for(spec.clone(), &Fill::Normal(1.0), 4));
+    let mut tape = Tape::new(Arc::new(ParamSet::default()), true);
+    let x = tape.input_with_grad(spec.clone());
+    let y = tanh(&mut tape, x).unwrap();
+    let z = add(&mut tape, y, y).unwrap();
+    let seed = tape.input(spec);
+    tape.seed(y, y).unwrap();
+    tape.seed(z, seed).unwrap();
+    tape.backward().unwrap();
+    let dx = tape.grad(x).unwrap();
+    tape.keep(dx);
+    let got = run(&tape, &[(x, data.clone()), (seed, dout.clone())], dx);
+    for i in 0..40 {
+        let y = data.data[i].tanh();
+        let want = (y + 2.0 * dout.data[i]) * (1.0 - y * y);
+        assert!((got.data[i] - want).abs() < 1e-5 * (1.0 + want.abs()), "dx[{i}] {} and {want}", got.data[i]);
+    }
+}
+
+#[test]
+fn changing_a_value_in_place_that_backward_needs_is_an_error() {
+    let mut tape = Tape::new(Arc::new(ParamSet::default()), true);
+    let x = tape.input_with_grad(Spec::f32(&[4]));
+    let y = denshi::ops::activation::tanh(&mut tape, x).unwrap();
+    let error = tape.record(Box::new(denshi::ops::add::AddInto), &[y, x], &[]).expect_err("tanh's backward reads y");
+    assert!(error.to_string().contains("in place"), "{error}");
+}
+
+#[test]
+fn a_seed_of_another_size_or_type_is_an_error() {
+    let mut tape = Tape::new(Arc::new(ParamSet::default()), true);
+    let x = tape.input_with_grad(Spec::f32(&[4]));
+    let y = denshi::ops::activation::tanh(&mut tape, x).unwrap();
+    for wrong in [Spec::f32(&[5]), Spec::new(&[4], DType::F16)] {
+        let seed = tape.input(wrong);
+        assert!(tape.seed(y, seed).is_err());
     }
 }

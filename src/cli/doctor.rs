@@ -29,7 +29,11 @@ pub fn run(global: &Global, options: &Options) -> Result<bool> {
     if options.only.is_empty() || options.only == "rehearsal" {
         for dtype in [DType::F32, DType::F16] {
             if dtype == DType::F32 || gpu.caps().f16 {
-                let announce = |text: &str| if !global.json { println!("{text}") };
+                let announce = |text: &str| {
+                    if !global.json {
+                        println!("{text}")
+                    }
+                };
                 let rehearsal = rehearse(&gpu, dtype, announce)?;
                 if !global.json {
                     print_rehearsal(&rehearsal);

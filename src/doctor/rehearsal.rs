@@ -91,8 +91,8 @@ fn train(gpu: &Gpu, dtype: DType, announce: &mut dyn FnMut(&str)) -> Result<Trai
     let launches = step_plan.launches() * MICRO_BATCHES as usize + update_plan.launches();
 
     let store = ParamStore::new(gpu, &set, &arenas)?;
-    let forward = Session::new(gpu, step_plan, &set, Some(&store))?;
-    let optimiser = Session::new(gpu, update_plan, &set, Some(&store))?;
+    let forward = Session::new(gpu, step_plan, Some(&store))?;
+    let optimiser = Session::new(gpu, update_plan, Some(&store))?;
     initialise(gpu, &set, &store, dtype)?;
     let (blocks, rates) = set.optimizer_tables();
     optimiser.write_bytes(update.blocks, bytemuck::cast_slice(&blocks))?;

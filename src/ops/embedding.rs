@@ -1,5 +1,6 @@
-//! Embeddings: the sum of token, position and segment rows, and the gradients of tables by sorting.
+//! Embeddings: the sum of token, position and segment rows, and the gradient of the position table.
 
+use super::gather::ScatterRows;
 use super::rows::{self, sum_bound, worst_by};
 use super::*;
 use crate::error::Result;
@@ -11,14 +12,6 @@ pub struct Embedding {
     /// Storage of the output.
     pub out: DType,
     /// Id whose row gets no gradient (padding).
-    pub frozen: Option<u32>,
-}
-
-/// table[id] = sum of rows[i] over all i with ids[i] = id; inputs ids, rows.
-#[derive(Clone, Debug)]
-pub struct TableGrad {
-    pub shape: Vec<usize>,
-    pub out: DType,
     pub frozen: Option<u32>,
 }
 
@@ -93,7 +86,7 @@ impl Op for Embedding {
         for (ids, table, frozen) in [(0, 1, self.frozen), (3, 4, None)] {
             if b.wants(table) {
                 let (ids, shape) = (b.input(ids), b.spec(b.input(table)).shape.clone());
-                b.record(TableGrad { shape, out: DType::F32, frozen }, &[ids, dout], &[(0, table)])?;
+                b.record(ScatterRows { shape, out: DType::F32, frozen }, &[ids, dout], &[(0, table)])?;
             }
         }
         if b.wants(2) {
@@ -116,100 +109,6 @@ impl Op for Embedding {
 
     fn tolerance(&self, _io: &Io, _k: usize) -> Tolerance {
         Tolerance::scale(3.0 * EPS)
-    }
-}
-
-/// Sorted entries that one workgroup of the table's gradient walks.
-const CHUNK: usize = 32;
-
-impl Op for TableGrad {
-    fn name(&self) -> &'static str {
-        "table_grad"
-    }
-
-    fn outputs(&self, ins: &[Spec]) -> Result<Vec<Spec>> {
-        expect_inputs(self.name(), ins, 2)?;
-        let width = self.shape.last().copied().unwrap_or(1);
-        if ins[0].dtype != DType::U32 || ins[1].elements() != ins[0].elements() * width {
-            return Err(shape_error(self.name(), ins, format!("ids and as many rows of {width} expected")));
-        }
-        Ok(vec![Spec::new(&self.shape, self.out)])
-    }
-
-    fn accumulates(&self, _k: usize) -> bool {
-        true
-    }
-
-    fn variants(&self, _io: &Io, _caps: &Caps) -> Vec<Variant> {
-        vec![Variant::new("sorted", &[])]
-    }
-
-    fn program(&self, io: &Io, _variant: &Variant, caps: &Caps) -> Result<Program> {
-        const SORTERS: usize = 64;
-        let (n, table) = (io.ins[0].elements(), &io.outs[0]);
-        let width = table.width();
-        let vec = rows::vector(width);
-        let chunks = n.div_ceil(CHUNK);
-        let immediates =
-            Immediates::new().u32(n).u32(width / vec).u32(table.rows()).u32(self.frozen.unwrap_or(u32::MAX));
-        let file = |entry, pass| KernelKey::new("segment_sum.wgsl", entry).with("PASS", pass);
-        let adding = |entry, pass| {
-            let key = file(entry, pass).with("T", io.ins[1].dtype.wgsl()).with("TO", table.dtype.wgsl());
-            key.with("VEC", vec).with("CHUNK", CHUNK).with("WG", if width / vec > 32 { 64usize } else { 32 })
-        };
-        let sort = Cost { flops: (n * n) as f64, bytes: 12.0 * n as f64 };
-        let sum = Cost { flops: (n * width) as f64, bytes: io.ins[1].bytes() as f64 + 8.0 * (n * width) as f64 };
-        let join = Cost { flops: 0.0, bytes: 8.0 * n as f64 };
-        let order = Bind::Scratch(0);
-        let rank = file("rank", "rank").with("WG", SORTERS);
-        let grid = fold_grid(chunks, caps.limits.workgroups_per_dimension);
-        let launches = vec![
-            rows::fill(Bind::Out(0), table, 0.0, caps).only_when_written(0),
-            Launch::new(rank, &[Bind::In(0), order], immediates.clone(), [n.div_ceil(SORTERS) as u32, 1, 1], sort),
-            Launch::new(
-                adding("chunk", "chunk"),
-                &[order, Bind::In(1), Bind::Out(0), Bind::Scratch(1)],
-                immediates.clone(),
-                grid,
-                sum,
-            ),
-            Launch::new(adding("join", "join"), &[order, Bind::Scratch(1), Bind::Out(0)], immediates, grid, join),
-        ];
-        Ok(Program { launches, scratch: vec![(n * 8) as u64, (chunks * 2 * width * 4) as u64] })
-    }
-
-    fn backward(&self, _b: &mut Gradients<'_>) -> Result<Backward> {
-        Ok(rows::NO_SECOND_ORDER)
-    }
-
-    fn reference(&self, ins: &[&Host], io: &Io, _step: &Step) -> Vec<Vec<f64>> {
-        vec![self.sums(ins, io, |x| x)]
-    }
-
-    fn tolerance(&self, io: &Io, _k: usize) -> Tolerance {
-        Tolerance::sum(io.ins[0].elements())
-    }
-
-    // Each table element by the sum of what goes into it. A run adds to the table once, in the table's type.
-    fn worst(&self, k: usize, ins: &[&Host], io: &Io, _step: &Step, got: &[f64], want: &[f64]) -> f64 {
-        let magnitudes = self.sums(ins, io, f64::abs);
-        let n = io.ins[0].elements();
-        worst_by(|i| sum_bound(n.min(64), magnitudes[i]) + 2.0 * EPS * want[i].abs(), &io.outs[k], got, want)
-    }
-}
-
-impl TableGrad {
-    fn sums(&self, ins: &[&Host], io: &Io, f: impl Fn(f64) -> f64) -> Vec<f64> {
-        let width = io.outs[0].width();
-        let mut table = vec![0.0; io.outs[0].elements()];
-        for i in 0..io.ins[0].elements() {
-            let id = ins[0].index(i);
-            if self.frozen != Some(id as u32) {
-                let row = &mut table[id * width..(id + 1) * width];
-                row.iter_mut().zip(&ins[1].data[i * width..(i + 1) * width]).for_each(|(t, &x)| *t += f(x));
-            }
-        }
-        table
     }
 }
 
@@ -239,7 +138,7 @@ impl Op for PositionGrad {
         let spec = &io.ins[0];
         let cols = spec.shape[spec.shape.len() - 2] * spec.width();
         let from = (Bind::In(0), spec.dtype);
-        let sum = rows::column_sum(from, [spec.elements() / cols, cols, cols, 0], Bind::Out(0), rows::Into::Add);
+        let sum = reduce::column_launch(from, [spec.elements() / cols, cols, cols, 0], Bind::Out(0), reduce::Into::Add);
         let zero = rows::fill(Bind::Out(0), &io.outs[0], 0.0, caps).only_when_written(0);
         Ok(Program { launches: vec![zero, sum], scratch: Vec::new() })
     }

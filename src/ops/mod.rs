@@ -44,6 +44,7 @@ families! {
     gemm,
     layer_norm,
     norm,
+    reduce,
     sample,
     softmax,
     vocabulary,

@@ -83,42 +83,6 @@ pub(super) fn fill(to: Bind, spec: &Spec, value: f32, caps: &Caps) -> Launch {
     Launch::new(element_key(kernel, caps), &[to], immediates, element_grid(quads, caps), cost)
 }
 
-/// Whether a column sum is added to what is there, or does as the plan says of an output.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Into {
-    Add,
-    Output(usize),
-}
-
-/// `out[c] (+)= sum over rows of inp[row, first + c]` with the rows `ld` apart, in one launch: for few rows.
-pub(super) fn column_sum(from: (Bind, DType), [rows, cols, ld, first]: [usize; 4], to: Bind, how: Into) -> Launch {
-    let grouped = column_groups(from, [rows, cols, ld, first], rows, to);
-    let immediates = Immediates::new().u32(rows).u32(cols).u32(ld).u32(first).u32(rows);
-    let immediates = match how {
-        Into::Add => immediates.u32(1u32),
-        Into::Output(k) => immediates.accumulate(k),
-    };
-    Launch { immediates, ..grouped }
-}
-
-/// Sums of `group` rows each, [groups, cols] f32, written.
-pub(super) fn column_groups(
-    from: (Bind, DType),
-    [rows, cols, ld, first]: [usize; 4],
-    group: usize,
-    to: Bind,
-) -> Launch {
-    const COLUMNS: usize = 64;
-    let vec = if [cols, ld, first].iter().all(|x| x.is_multiple_of(4)) { 4 } else { 1 };
-    let kernel =
-        KernelKey::new("reduce.wgsl", "column_sum").with("T", from.1.wgsl()).with("VEC", vec).with("WG", COLUMNS);
-    let immediates = Immediates::new().u32(rows).u32(cols).u32(ld).u32(first).u32(group).u32(0u32);
-    let groups = rows.div_ceil(group);
-    let n = (rows * cols) as f64;
-    let cost = Cost { flops: n, bytes: n * from.1.bytes() as f64 + (groups * cols * 4) as f64 };
-    Launch::new(kernel, &[from.0, to], immediates, [(cols / vec).div_ceil(COLUMNS) as u32, groups as u32, 1], cost)
-}
-
 /// Bound on the error of a sum of `n` terms whose magnitudes add up to `magnitude`: see [`Tolerance::sum`].
 pub(super) fn sum_bound(n: usize, magnitude: f64) -> f64 {
     8.0 * (n.max(1) as f64).sqrt() * EPS * magnitude

@@ -72,13 +72,14 @@ impl Spec {
         Spec::new(shape, DType::U32)
     }
 
+    /// Number of elements; saturates, and what saturates fits no buffer.
     pub fn elements(&self) -> usize {
-        self.shape.iter().product()
+        self.shape.iter().fold(1usize, |n, &d| n.saturating_mul(d))
     }
 
     /// Bytes of the elements, without alignment.
     pub fn bytes(&self) -> u64 {
-        self.elements() as u64 * self.dtype.bytes()
+        (self.elements() as u64).saturating_mul(self.dtype.bytes())
     }
 
     /// Length of the last axis (1 for a scalar).

@@ -189,10 +189,9 @@ impl Op for VocabularyCrossEntropy {
             let product = Product::new(Layout::Tn, [vocabulary, width, size], [dtype, dtype, DType::F32]);
             product.launch(&weights, put(out + 1), variant, PARTS, caps, &mut program)?;
             let sizes = [size, vocabulary, vocabulary, 0];
-            program.launches.push(rows::column_groups((logits, dtype), sizes, group, sums));
-            let sizes = [size.div_ceil(group), vocabulary, vocabulary, 0];
-            let into = if first == 0 { rows::Into::Output(out + 2) } else { rows::Into::Add };
-            program.launches.push(rows::column_sum((sums, DType::F32), sizes, Bind::Out(out + 2), into));
+            let into = if first == 0 { reduce::Into::Output(out + 2) } else { reduce::Into::Add };
+            let to = Bind::Out(out + 2);
+            program.launches.extend(reduce::column_launches((logits, dtype), sizes, group, sums, to, into));
         }
         program.launches.push(losses::row_statistics(
             [loss, Bind::Out(2), Bind::In(3), partial],

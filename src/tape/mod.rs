@@ -12,7 +12,7 @@ mod params;
 mod plan;
 mod session;
 
-pub use check::{CaseTape, NodeCheck, case_step, check_case, data_for};
+pub use check::{CaseTape, NodeCheck, case_step, check_case, compare_plans, data_for};
 pub use interpret::{Interpreted, interpret};
 pub use params::{ParamId, ParamSet, ParamSpec, ParamStore};
 pub use plan::{Plan, PlanOptions, Planned, overlapping};
@@ -21,7 +21,7 @@ pub use session::{LaunchInfo, Session};
 use crate::error::{Context, Error, Kind, Result};
 use crate::ops::add::{Add, AddInto};
 use crate::ops::{Backward, DType, Gradients, Io, Op, Recorder, Spec, Var};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// How a node touches one of its outputs.
@@ -89,6 +89,11 @@ pub struct Tape {
     param_grads: HashMap<ParamId, Var>,
     /// Final gradients, for those who ask after backward.
     finished: HashMap<Var, Var>,
+    /// Gradient values that the tape made itself and may add to in place; roots.
+    owned: HashSet<Var>,
+    /// Values whose gradients must survive to the end; roots.
+    watched: HashSet<Var>,
+    in_backward: bool,
     stops: Vec<(&'static str, &'static str)>,
     training: bool,
     sites: u32,
@@ -104,6 +109,9 @@ impl Tape {
             grads: HashMap::new(),
             param_grads: HashMap::new(),
             finished: HashMap::new(),
+            owned: HashSet::new(),
+            watched: HashSet::new(),
+            in_backward: false,
             stops: Vec::new(),
             training,
             sites: 0,
@@ -111,8 +119,12 @@ impl Tape {
     }
 
     fn value(&mut self, spec: Spec, home: Home, needs_grad: bool) -> Var {
+        let var = Var(self.values.len() as u32);
+        if self.in_backward && home == Home::Planned {
+            self.owned.insert(var);
+        }
         self.values.push(Value { spec, home, needs_grad, keep: false });
-        Var(self.values.len() as u32 - 1)
+        var
     }
 
     pub(crate) fn get(&self, v: Var) -> &Value {
@@ -205,12 +217,20 @@ impl Tape {
         &self.stops
     }
 
-    /// The gradient of `v` after [`Tape::backward`]; none where nothing that has a gradient depends on it.
+    /// The gradient of `v` after [`Tape::backward`]; none where nothing that has a gradient depends on it, and for a value in
+    /// the middle whose gradient went on into a sum in place, unless it was [`Tape::watch`]ed.
     pub fn grad(&self, v: Var) -> Option<Var> {
-        if let Home::Param(id, _) = self.get(v).home {
+        let root = self.root(v);
+        if let Home::Param(id, _) = self.get(root).home {
             return self.param_grads.get(&id).copied();
         }
-        self.finished.get(&self.root(v)).copied()
+        self.finished.get(&root).copied()
+    }
+
+    /// Keeps the gradient of `v`, a value in the middle, from being added to after it is complete. Before backward.
+    pub fn watch(&mut self, v: Var) {
+        let root = self.root(v);
+        self.watched.insert(root);
     }
 
     /// Starts backward at `v` with the gradient `dout` (a value of the same size). Losses need none: they write
@@ -221,6 +241,13 @@ impl Tape {
 
     /// Records the gradients of everything that has a seeded or written gradient so far, in reverse order.
     pub fn backward(&mut self) -> Result<()> {
+        self.in_backward = true;
+        let recorded = self.record_backward();
+        self.in_backward = false;
+        recorded
+    }
+
+    fn record_backward(&mut self) -> Result<()> {
         for index in (0..self.nodes.len()).rev() {
             let op = self.nodes[index].op.clone();
             let ins = self.nodes[index].ins.clone();
@@ -297,6 +324,7 @@ impl Tape {
         }
         let Some(&grad) = self.grads.get(&root) else {
             let grad = self.value(spec.clone(), Home::Planned, false);
+            self.owned.insert(grad);
             self.grads.insert(root, grad);
             return Ok((grad, Write::Set, None));
         };
@@ -304,15 +332,34 @@ impl Tape {
         if held.elements() != spec.elements() || held.dtype != spec.dtype {
             return Err(fail(format!("its output {k} {spec} does not fit the gradient {held} that is there already")));
         }
-        // In place only where nobody else still has to read the old sum: an input is the host's, and a gradient that
-        // was passed on unchanged belongs to two values until one of them is done.
-        let grad_root = self.root(grad);
-        let shared = self.grads.values().filter(|&&g| self.root(g) == grad_root).count() > 1;
-        if op.accumulates(k) && !shared && self.get(grad_root).home == Home::Planned {
+        if op.accumulates(k) && self.may_change(grad) {
+            self.changed(grad);
             return Ok((grad, Write::Add, None));
         }
         let own = self.value(spec.clone(), Home::Planned, false);
         Ok((own, Write::Set, Some(v)))
+    }
+}
+
+impl Tape {
+    /// Whether a gradient may be added to in place: only if the tape made it (an input is the host's, a forward value
+    /// may have been saved for somebody), and only where nobody else still has to read the old sum: a gradient that was passed
+    /// on unchanged belongs to two values until one of them is done.
+    fn may_change(&self, grad: Var) -> bool {
+        let root = self.root(grad);
+        let same = |g: &Var| self.root(*g) == root;
+        let holders = self.grads.values().filter(|g| same(g)).count();
+        let watched = self.watched.iter().filter_map(|v| self.finished.get(v)).any(same);
+        self.owned.contains(&root) && holders <= 1 && !watched
+    }
+
+    /// `grad` is added to in place: what it was the finished gradient of is no longer to be had.
+    fn changed(&mut self, grad: Var) {
+        let root = self.root(grad);
+        let gone: Vec<Var> = self.finished.iter().filter(|(_, g)| self.root(**g) == root).map(|(v, _)| *v).collect();
+        gone.iter().for_each(|v| {
+            self.finished.remove(v);
+        });
     }
 }
 
@@ -338,12 +385,17 @@ impl Recorder for Tape {
         let op: Arc<dyn Op> = op.into();
         let specs: Vec<Spec> = ins.iter().map(|&v| self.spec(v).clone()).collect();
         let out_specs = op.outputs(&specs)?;
-        let needs_grad = self.training && ins.iter().any(|&v| self.get(v).needs_grad);
+        let needs_grad = self.training && !self.in_backward && ins.iter().any(|&v| self.get(v).needs_grad);
         let updates = op.updates();
         let mut outs = Vec::with_capacity(out_specs.len());
         let mut additions = Vec::new();
         for (k, spec) in out_specs.into_iter().enumerate() {
             if let Some(&(_, input)) = updates.iter().find(|u| u.0 == k) {
+                let changed = self.get(self.root(ins[input]));
+                if self.training && changed.needs_grad && changed.home != Home::Input {
+                    let happened = "it changes in place a value that gradients are still to be computed from";
+                    return Err(Error::new(Kind::Shape, format!("record {}", op.name()), happened));
+                }
                 outs.push((ins[input], Write::Update));
             } else if let Some(&(_, v)) = grads.iter().find(|g| g.0 == k) {
                 let (value, write, then_add_to) = self.target(&*op, k, &spec, v)?;
@@ -353,6 +405,11 @@ impl Recorder for Tape {
                 let float = spec.dtype != DType::U32;
                 outs.push((self.value(spec, Home::Planned, needs_grad && float), Write::Set));
             }
+        }
+        // A loss writes its gradients in the same pass, and has said for which inputs: the others stop here.
+        let untold = |v: &&Var| self.needs_grad(**v) && !grads.iter().any(|g| self.root(g.1) == self.root(**v));
+        if !self.in_backward && !grads.is_empty() && ins.iter().any(|v| untold(&v)) {
+            self.stops.push((op.name(), "a loss takes its labels and weights as constants"));
         }
         let vars = outs.iter().map(|o| o.0).collect();
         self.nodes.push(Node { op, ins: ins.to_vec(), outs });
@@ -368,17 +425,24 @@ impl Recorder for Tape {
             let happened = "a value cannot be passed on as a parameter's gradient: it has to be written there";
             return Err(Error::new(Kind::Shape, "record a gradient", happened));
         }
+        let (have, want) = (self.spec(grad), self.spec(self.grads.get(&root).copied().unwrap_or(v)));
+        if have.elements() != want.elements() || have.dtype != want.dtype {
+            let happened = format!("{have} is not a gradient of {want}");
+            return Err(Error::new(Kind::Shape, "record a gradient", happened));
+        }
         let Some(&held) = self.grads.get(&root) else {
             self.grads.insert(root, grad);
             return Ok(());
         };
-        let held_root = self.root(held);
-        let shared = self.grads.values().filter(|&&g| self.root(g) == held_root).count() > 1;
+        let twice = self.root(held) == self.root(grad);
         let grad = self.view(grad, &self.spec(held).shape.clone())?;
-        let summed = if shared || self.get(held_root).home != Home::Planned {
-            self.record(Box::new(Add), &[held, grad], &[])?[0]
-        } else {
+        let summed = if self.may_change(held) && !twice {
+            self.changed(held);
             self.record(Box::new(AddInto), &[held, grad], &[])?[0]
+        } else {
+            let summed = self.record(Box::new(Add), &[held, grad], &[])?[0];
+            self.owned.insert(summed);
+            summed
         };
         self.values[summed.0 as usize].needs_grad = false;
         self.grads.insert(root, summed);

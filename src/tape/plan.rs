@@ -4,12 +4,13 @@
 //! size", Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net Inference", 2020). Whole buffers, not slices of one
 //! arena: wgpu refuses a dispatch that reads one part of a buffer and writes another.
 
-use super::{Home, ParamStore, Tape, Write};
+use super::{Arena, Home, ParamSet, ParamStore, Tape, Write};
 use crate::error::{Context, Error, Kind, Result};
 use crate::gpu::{Caps, Memory, Purpose, align};
-use crate::ops::{Cost, Io, Program, Spec, Var, Variant};
+use crate::ops::{Bind, Cost, Io, Program, Spec, Var, Variant};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 /// How to plan. The default is for running; tests ask for guard words, every value kept, and chosen variants.
 #[derive(Clone, Debug, Default)]
@@ -39,6 +40,7 @@ impl Planned {
 /// Buffers and launches, fixed before the first step; no device yet.
 pub struct Plan {
     pub nodes: Vec<Planned>,
+    pub(crate) params: Arc<ParamSet>,
     /// Bytes of each shared buffer.
     pub(crate) slots: Vec<u64>,
     /// The shared buffer of each planned value.
@@ -58,12 +60,13 @@ pub struct Plan {
     arenas: Memory,
 }
 
-/// Guard words behind a value in a guarded plan, in bytes.
+/// Guard words behind a value in a guarded plan, in bytes. They are inside the binding: what is past a binding's end many
+/// drivers drop, and nothing would be seen.
 pub(crate) const GUARD: u64 = 256;
 
 /// Bytes that hold `spec`: what a kernel may touch, up to the end of the last 16-byte word.
 pub(crate) fn touchable(spec: &Spec) -> u64 {
-    spec.bytes().max(1).next_multiple_of(16)
+    spec.bytes().clamp(1, u64::MAX - 1024).next_multiple_of(16)
 }
 
 impl Plan {
@@ -93,6 +96,7 @@ impl Plan {
         }
         let mut plan = Plan {
             nodes,
+            params: tape.params.clone(),
             slots: Vec::new(),
             slot_of: BTreeMap::new(),
             lives: BTreeMap::new(),
@@ -108,6 +112,7 @@ impl Plan {
         };
         plan.describe_values(tape);
         plan.find_lives(tape)?;
+        plan.check_nodes(caps)?;
         plan.assign(caps)?;
         plan.size_scratch();
         plan.staging = plan.kept.iter().map(|v| align(touchable(&plan.specs[v]))).max().unwrap_or(0);
@@ -165,6 +170,57 @@ impl Plan {
         Ok(())
     }
 
+    /// Whether `var` is a slice of the gradient arena: written by a step's first micro-batch, added to by later ones.
+    pub(crate) fn is_param_gradient(&self, var: Var) -> bool {
+        matches!(self.homes[&self.roots[&var]], Home::Param(_, Arena::Gradients))
+    }
+
+    /// What must hold of every node before anything is allocated: an output that is added to has launches that can add,
+    /// and nothing that is bound whole spans more than a binding may.
+    fn check_nodes(&self, caps: &Caps) -> Result<()> {
+        let limit = caps.limits.binding_bytes;
+        for node in &self.nodes {
+            let attempt = || format!("plan {} ({})", node.name, node.variant.name);
+            for (k, &(var, write)) in node.outs.iter().enumerate() {
+                let adds = write == Write::Add || (write == Write::Set && self.is_param_gradient(var));
+                let can = |l: &crate::ops::Launch| {
+                    l.immediates.accumulate.iter().any(|a| a.1 == k) || l.only_when_written == Some(k)
+                };
+                if adds && !node.program.launches.iter().any(can) {
+                    let happened = format!("output {k} is to be added to, and none of its launches can");
+                    return Err(Error::new(Kind::Shape, attempt(), happened));
+                }
+            }
+            for bind in node.program.launches.iter().flat_map(|l| &l.bindings) {
+                let (what, bytes) = match *bind {
+                    Bind::In(i) => (format!("input {i} {}", node.io.ins[i]), touchable(&node.io.ins[i])),
+                    Bind::Out(k) => (format!("output {k} {}", node.io.outs[k]), touchable(&node.io.outs[k])),
+                    Bind::Scratch(i) => (format!("scratch {i}"), node.program.scratch[i]),
+                    Bind::InAt { bytes, .. } | Bind::OutAt { bytes, .. } => ("a part".into(), bytes),
+                    Bind::Step => continue,
+                };
+                if bytes > limit {
+                    let happened = format!(
+                        "{what} spans {bytes} bytes, over this adapter's max_storage_buffer_binding_size of {limit} bytes"
+                    );
+                    return Err(
+                        Error::new(Kind::Limit, attempt(), happened).hint("use a smaller batch or more micro-batches")
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The largest buffers, for an error about memory.
+    pub(crate) fn largest(&self) -> String {
+        let mut all: Vec<(u64, Var)> =
+            self.slot_of.keys().chain(&self.inputs).map(|&v| (self.value_bytes(v), v)).collect();
+        all.sort_by_key(|&(bytes, var)| (std::cmp::Reverse(bytes), var));
+        let line = |(bytes, var): &(u64, Var)| format!("\n  {:.2} MiB {}", crate::gpu::mib(*bytes), self.specs[var]);
+        all.iter().take(5).map(line).collect()
+    }
+
     /// Bytes of the buffer part that holds `var`, guard words included.
     pub(crate) fn value_bytes(&self, var: Var) -> u64 {
         let bytes = touchable(&self.specs[&var]);
@@ -208,7 +264,7 @@ impl Plan {
                 if i == self.scratch.len() {
                     self.scratch.push(0);
                 }
-                self.scratch[i] = self.scratch[i].max(align(bytes.max(16)));
+                self.scratch[i] = self.scratch[i].max(align(bytes.max(16)) + if self.guarded { GUARD } else { 0 });
             }
         }
     }

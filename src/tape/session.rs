@@ -4,7 +4,7 @@
 //! micro-batch writes parameter gradients and later ones add to them, is two lists of ready-made launches.
 
 use super::plan::{GUARD, Plan, touchable};
-use super::{Arena, Home, ParamSet, ParamStore, Write};
+use super::{Home, ParamStore, Write};
 use crate::error::{Context, Error, Kind, Result};
 use crate::gpu::{Buffer, BufferSlice, Dispatch, Gpu, KernelKey, Purpose, Readback, Step, StepUniform, Timer};
 use crate::ops::{Bind, Cost, Host, Launch, Var};
@@ -37,25 +37,31 @@ pub struct Session {
 
 impl Session {
     /// Allocates everything, compiles every kernel, makes every bind group.
-    pub fn new(gpu: &Gpu, plan: Plan, params: &ParamSet, store: Option<&ParamStore>) -> Result<Session> {
-        let slots: Vec<Buffer> = plan
-            .slots
-            .iter()
-            .map(|&bytes| gpu.buffer("activation", Purpose::Activations, bytes))
-            .collect::<Result<_>>()?;
-        let scratch: Vec<Buffer> =
-            plan.scratch.iter().map(|&bytes| gpu.buffer("scratch", Purpose::Scratch, bytes)).collect::<Result<_>>()?;
+    ///
+    /// An error for want of memory tells the plan's budget by purpose and its largest values.
+    pub fn new(gpu: &Gpu, plan: Plan, store: Option<&ParamStore>) -> Result<Session> {
+        let budget =
+            || format!("hold a plan that needs\n{}\nand whose largest values are{}\n", plan.memory(), plan.largest());
+        let guard = if plan.guarded { GUARD } else { 0 };
+        let buffers = |label: &str, purpose: Purpose, sizes: &[u64]| -> Result<Vec<Buffer>> {
+            sizes.iter().map(|&bytes| gpu.buffer(label, purpose, bytes)).collect::<Result<_>>().context(budget)
+        };
+        let slots = buffers("activation", Purpose::Activations, &plan.slots)?;
+        let scratch = buffers("scratch", Purpose::Scratch, &plan.scratch)?;
         let step = StepUniform::new(gpu)?;
         let mut slices = BTreeMap::new();
         for (&var, home) in &plan.homes {
             let spec = &plan.specs[&var];
             let slice = match home {
                 Home::Planned => match plan.slot_of.get(&var) {
-                    Some(&slot) => slots[slot].slice(0, touchable(spec)),
+                    Some(&slot) => slots[slot].slice(0, touchable(spec) + guard),
                     None => continue,
                 },
-                Home::Input => gpu.buffer("input", Purpose::Inputs, plan.value_bytes(var))?.slice(0, touchable(spec)),
-                Home::Param(id, arena) => needs_store(store)?.slice(params.get(*id)?, *arena)?,
+                Home::Input => {
+                    let buffer = gpu.buffer("input", Purpose::Inputs, plan.value_bytes(var)).context(budget)?;
+                    buffer.slice(0, touchable(spec) + guard)
+                }
+                Home::Param(id, arena) => needs_store(store)?.slice(plan.params.get(*id)?, *arena)?,
                 Home::Arena(arena) => needs_store(store)?.whole(*arena)?,
                 Home::View(_) => continue,
             };
@@ -78,53 +84,39 @@ impl Session {
     fn make_dispatches(&mut self) -> Result<()> {
         let mut differs = false;
         for (index, node) in self.plan.nodes.iter().enumerate() {
+            // Whether each output is added to in a step's first micro-batch, and in later ones.
+            let adds = |k: usize| {
+                let (var, write) = node.outs[k];
+                let first = write == Write::Add;
+                (first, first || self.plan.is_param_gradient(var))
+            };
             for launch in &node.program.launches {
                 let what = || format!("prepare {} ({})", node.name, node.variant.name);
-                let slices = self.bind(launch, &node.ins, &node.outs).context(what)?;
-                let mut immediates = launch.immediates.bytes.clone();
-                // A fill before scattered additions to a gradient is left out of later micro-batches, and flags turn.
-                let mut later = immediates.clone();
-                let mut set_on_first_only = false;
+                let (mut first, mut later) = (launch.immediates.bytes.clone(), launch.immediates.bytes.clone());
                 for &(at, k) in &launch.immediates.accumulate {
-                    let (var, write) = node.outs[k];
-                    let adds = write == Write::Add;
-                    let param_gradient =
-                        matches!(self.plan.homes[&self.plan.roots[&var]], Home::Param(_, Arena::Gradients));
-                    immediates[at..at + 4].copy_from_slice(&u32::from(adds).to_le_bytes());
-                    later[at..at + 4].copy_from_slice(&u32::from(adds || param_gradient).to_le_bytes());
-                    set_on_first_only |= param_gradient && !adds;
+                    let (in_first, in_later) = adds(k);
+                    first[at..at + 4].copy_from_slice(&u32::from(in_first).to_le_bytes());
+                    later[at..at + 4].copy_from_slice(&u32::from(in_later).to_le_bytes());
                 }
-                let mut in_first = true;
-                let mut in_later = true;
-                if let Some(k) = launch.only_when_written {
-                    let (var, write) = node.outs[k];
-                    let param_gradient =
-                        matches!(self.plan.homes[&self.plan.roots[&var]], Home::Param(_, Arena::Gradients));
-                    in_first = write == Write::Set;
-                    in_later = in_first && !param_gradient;
-                }
-                differs |= set_on_first_only || in_first != in_later;
-                if !in_first && !in_later {
+                // A fill before scattered additions has no place where there is something to add to.
+                let (skip_first, skip_later) = launch.only_when_written.map_or((false, false), adds);
+                if skip_first {
                     continue;
                 }
-                let dispatch = self.gpu.dispatch(&launch.kernel, &slices, &immediates, launch.grid).context(what)?;
-                if in_later {
-                    self.later.push(if set_on_first_only {
-                        dispatch.with_immediates(&later)
-                    } else {
-                        dispatch.clone()
-                    });
+                let slices = self.bind(launch, &node.program.scratch, &node.ins, &node.outs).context(what)?;
+                let dispatch = self.gpu.dispatch(&launch.kernel, &slices, &first, launch.grid).context(what)?;
+                differs |= skip_later || first != later;
+                if !skip_later {
+                    self.later.push(if first == later { dispatch.clone() } else { dispatch.with_immediates(&later) });
                 }
-                if in_first {
-                    self.first.push(dispatch);
-                    self.infos.push(LaunchInfo {
-                        node: index,
-                        op: node.name,
-                        variant: node.variant.name.clone(),
-                        kernel: launch.kernel.clone(),
-                        cost: launch.cost,
-                    });
-                }
+                self.first.push(dispatch);
+                self.infos.push(LaunchInfo {
+                    node: index,
+                    op: node.name,
+                    variant: node.variant.name.clone(),
+                    kernel: launch.kernel.clone(),
+                    cost: launch.cost,
+                });
             }
         }
         if !differs {
@@ -133,7 +125,7 @@ impl Session {
         Ok(())
     }
 
-    fn bind(&self, launch: &Launch, ins: &[Var], outs: &[(Var, Write)]) -> Result<Vec<BufferSlice>> {
+    fn bind(&self, launch: &Launch, scratch: &[u64], ins: &[Var], outs: &[(Var, Write)]) -> Result<Vec<BufferSlice>> {
         let of = |var: Var| {
             let missing = || Error::new(Kind::Shape, "find a value's buffer", "it has none");
             self.slices.get(&var).cloned().ok_or_else(missing)
@@ -142,12 +134,13 @@ impl Session {
             let whole = of(var)?;
             Ok(whole.buffer.slice(whole.offset + offset, bytes))
         };
+        let guard = if self.plan.guarded { GUARD } else { 0 };
         let one = |bind: &Bind| match *bind {
             Bind::In(i) => of(ins[i]),
             Bind::Out(k) => of(outs[k].0),
             Bind::InAt { input, offset, bytes } => part(ins[input], offset, bytes),
             Bind::OutAt { output, offset, bytes } => part(outs[output].0, offset, bytes),
-            Bind::Scratch(i) => Ok(self.scratch[i].whole()),
+            Bind::Scratch(i) => Ok(self.scratch[i].slice(0, scratch[i].max(1).next_multiple_of(16) + guard)),
             Bind::Step => Ok(self.step.slice()),
         };
         launch.bindings.iter().map(one).collect()
@@ -181,6 +174,11 @@ impl Session {
     }
 
     pub fn write(&self, var: Var, tensor: &Host) -> Result<()> {
+        let spec = &self.plan.specs[&var];
+        if tensor.spec.dtype != spec.dtype {
+            let happened = format!("{} given for {spec}", tensor.spec);
+            return Err(Error::new(Kind::Shape, "upload an input", happened));
+        }
         self.write_bytes(var, &tensor.to_bytes())
     }
 
@@ -191,8 +189,12 @@ impl Session {
         self.gpu.submit(if again { &self.later } else { &self.first })
     }
 
-    /// Runs one replay with timestamps: nanoseconds for each of [`Session::launches`].
+    /// Runs one replay with timestamps: nanoseconds for each of [`Session::launches`]. Of a step's first micro-batch: the
+    /// launches of later ones are others.
     pub fn run_timed(&self, step: &Step, timer: &Timer) -> Result<Vec<f64>> {
+        if step.micro > 0 && !self.later.is_empty() {
+            return Err(Error::new(Kind::Usage, "time a replay", "only a step's first micro-batch can be timed"));
+        }
         self.step.write(&self.gpu, step)?;
         timer.run(&self.gpu, &self.first)
     }
@@ -223,6 +225,18 @@ impl Session {
             self.gpu.write(&buffer.whole(), &poison_bytes(buffer.bytes()))?;
         }
         Ok(())
+    }
+
+    /// In a guarded plan: the scratch memory whose last words were written, if any; no node may reach them.
+    pub(crate) fn overrun_scratch(&self) -> Result<Option<usize>> {
+        for (i, buffer) in self.scratch.iter().enumerate() {
+            let tail = buffer.slice(buffer.bytes() - GUARD, GUARD);
+            let readback = Readback::new(&self.gpu, GUARD)?;
+            if readback.read(&self.gpu, &tail)? != poison_bytes(GUARD) {
+                return Ok(Some(i));
+            }
+        }
+        Ok(None)
     }
 
     /// In a guarded plan: whether the words behind `var` are as [`Session::poison`] left them, and the bytes of `var`.

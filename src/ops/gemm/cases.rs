@@ -99,9 +99,13 @@ pub fn cases() -> Vec<Case> {
             block(r, gelu, [rows, width, hidden], dtype)
         }));
     }
-    cases.push(Case::new("bias_grad_of_many_rows", |r| {
-        let x = r.input(&[3, 701, 9], DType::F32, Fill::Normal(1.0));
-        r.record(Box::new(BiasGrad), &[x], &[]).map(|_| ())
+    // Two column sums into one bias gradient.
+    cases.push(Case::new("linear_bias_used_twice", |r| {
+        let [x, w] = [[70, 16], [16, 16]].map(|shape| r.input(&shape, DType::F32, Fill::Normal(0.3)));
+        let bias = r.input(&[16], DType::F32, Fill::Normal(1.0));
+        let h = linear(r, x, w, Some(bias))?;
+        let y = linear(r, h, w, Some(bias))?;
+        r.seed(y, Fill::Normal(1.0))
     }));
     cases
 }

@@ -1,8 +1,7 @@
-//! The linear layer y = x wᵀ + bias with weights (out, in), its bias gradient, and the feed-forward block of two of
-//! them around GELU.
+//! The linear layer y = x wᵀ + bias with weights (out, in), and the feed-forward block of two of them around GELU.
 
 use super::*;
-use crate::gpu::KernelKey;
+use crate::ops::reduce::ColumnSum;
 
 /// y[.., N] = x[.., K] w[N, K]ᵀ (+ bias[N]); y is stored as x is.
 pub fn linear(r: &mut dyn Recorder, x: Var, w: Var, bias: Option<Var>) -> Result<Var> {
@@ -16,93 +15,6 @@ pub fn linear(r: &mut dyn Recorder, x: Var, w: Var, bias: Option<Var>) -> Result
 /// y = gelu(x w1ᵀ + b1) w2ᵀ + b2.
 pub fn ffn(r: &mut dyn Recorder, gelu: Gelu, x: Var, [w1, b1, w2, b2]: [Var; 4]) -> Result<Var> {
     r.apply1(Ffn { gelu }, &[x, w1, b1, w2, b2])
-}
-
-/// dbias[N] = sum of dout[.., N] over all its rows, f32.
-#[derive(Clone, Debug)]
-pub struct BiasGrad;
-
-/// Rows that one invocation sums when there are many: few enough to fill a device, many enough to keep the second
-/// pass small.
-const GROUP: usize = 64;
-
-impl Op for BiasGrad {
-    fn name(&self) -> &'static str {
-        "bias_grad"
-    }
-
-    fn outputs(&self, ins: &[Spec]) -> Result<Vec<Spec>> {
-        expect_inputs(self.name(), ins, 1)?;
-        if ins[0].dtype == DType::U32 || ins[0].elements() == 0 {
-            return Err(shape_error(self.name(), ins, "a float tensor expected"));
-        }
-        Ok(vec![Spec::f32(&[ins[0].width()])])
-    }
-
-    fn accumulates(&self, _k: usize) -> bool {
-        true
-    }
-
-    fn variants(&self, _io: &Io, _caps: &Caps) -> Vec<Variant> {
-        vec![Variant::new("columns", &[])]
-    }
-
-    fn program(&self, io: &Io, _variant: &Variant, _caps: &Caps) -> Result<Program> {
-        const THREADS: usize = 64;
-        let spec = &io.ins[0];
-        let (rows, cols) = (spec.rows(), spec.width());
-        let vec = if cols.is_multiple_of(4) { 4usize } else { 1 };
-        let kernel = |dtype: DType| {
-            KernelKey::new("reduce.wgsl", "column_sum").with("T", dtype.wgsl()).with("VEC", vec).with("WG", THREADS)
-        };
-        // At most 256 groups, so that the second pass is never longer than the first.
-        let group = GROUP.max(rows.div_ceil(256));
-        let groups = rows.div_ceil(group);
-        let columns = (cols / vec).div_ceil(THREADS) as u32;
-        let launch = |dtype, rows: usize, group: usize, from, to, last: bool| {
-            let immediates = Immediates::new().u32(rows).u32(cols).u32(cols).u32(0u32).u32(group);
-            let immediates = if last { immediates.accumulate(0) } else { immediates.u32(0u32) };
-            let bytes = (rows * cols) as f64 * dtype_bytes(dtype);
-            let cost = Cost { flops: (rows * cols) as f64, bytes };
-            Launch::new(kernel(dtype), &[from, to], immediates, [columns, rows.div_ceil(group) as u32, 1], cost)
-        };
-        if groups == 1 {
-            return Ok(launch(spec.dtype, rows, rows, Bind::In(0), Bind::Out(0), true).into());
-        }
-        let first = launch(spec.dtype, rows, group, Bind::In(0), Bind::Scratch(0), false);
-        let second = launch(DType::F32, groups, groups, Bind::Scratch(0), Bind::Out(0), true);
-        Ok(Program { launches: vec![first, second], scratch: vec![(groups * cols * 4) as u64] })
-    }
-
-    fn backward(&self, _b: &mut Gradients<'_>) -> Result<Backward> {
-        Ok(Backward::Stop("gradients of gradients are not taken"))
-    }
-
-    fn reference(&self, ins: &[&Host], _io: &Io, _step: &Step) -> Vec<Vec<f64>> {
-        vec![column_sums(ins[0], |x| x)]
-    }
-
-    fn tolerance(&self, io: &Io, _k: usize) -> Tolerance {
-        Tolerance::sum(io.ins[0].rows())
-    }
-
-    fn worst(&self, k: usize, ins: &[&Host], io: &Io, _step: &Step, got: &[f64], want: &[f64]) -> f64 {
-        let magnitudes = column_sums(ins[0], f64::abs);
-        let rows = io.ins[0].rows();
-        worst_by(|i| sum_bound(rows, magnitudes[i]) + EPS * want[i].abs(), &io.outs[k], got, want)
-    }
-}
-
-fn dtype_bytes(dtype: DType) -> f64 {
-    dtype.bytes() as f64
-}
-
-fn column_sums(x: &Host, f: impl Fn(f64) -> f64) -> Vec<f64> {
-    let mut sums = vec![0.0; x.spec.width()];
-    for r in 0..x.spec.rows() {
-        sums.iter_mut().zip(x.row(r)).for_each(|(s, &v)| *s += f(v));
-    }
-    sums
 }
 
 /// The feed-forward block as one op: inputs x, w1, b1, w2, b2; outputs y, gelu(pre) and pre, both kept for backward.
@@ -175,7 +87,7 @@ impl Op for Ffn {
             b.record(weight_gradient.clone(), &[dy, act], &[(0, 3)])?;
         }
         if b.wants(4) {
-            b.record(BiasGrad, &[dy], &[(0, 4)])?;
+            b.record(ColumnSum, &[dy], &[(0, 4)])?;
         }
         if b.wants(0) || b.wants(1) || b.wants(2) {
             let through = Gemm { epilogue: Epilogue::GeluGrad(self.gelu), ..Gemm::new(Layout::Nn, dtype) };
@@ -184,7 +96,7 @@ impl Op for Ffn {
                 b.record(weight_gradient, &[dpre, x], &[(0, 1)])?;
             }
             if b.wants(2) {
-                b.record(BiasGrad, &[dpre], &[(0, 2)])?;
+                b.record(ColumnSum, &[dpre], &[(0, 2)])?;
             }
             if b.wants(0) {
                 b.record(Gemm::new(Layout::Nn, dtype), &[dpre, w1], &[(0, 0)])?;

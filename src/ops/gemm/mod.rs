@@ -10,10 +10,11 @@ mod variants;
 
 pub use cases::{bench_cases, cases};
 pub use gelu::Gelu;
-pub use linear::{BiasGrad, Ffn, ffn, linear};
+pub use linear::{Ffn, ffn, linear};
 pub use product::{Epilogue, Layout, Operands, Product, Store};
 pub use variants::variants;
 
+use super::reduce::ColumnSum;
 use super::*;
 use crate::error::Result;
 use crate::gpu::{Caps, Step};
@@ -161,7 +162,7 @@ impl Op for Gemm {
         let Some(dc) = b.dout(0) else { return Ok(Backward::Rule) };
         self.operand_gradients(b, dc)?;
         if self.epilogue == Epilogue::Bias && b.wants(2) {
-            b.record(BiasGrad, &[dc], &[(0, 2)])?;
+            b.record(ColumnSum, &[dc], &[(0, 2)])?;
         }
         Ok(Backward::Rule)
     }
