@@ -27,6 +27,8 @@ pub enum Kind {
     Shape,
     /// Values that are not finite, or a check of values that failed.
     Numeric,
+    /// Whoever read the results went away (`denshi ... | head`): the end, and no failure.
+    ReaderGone,
 }
 
 /// A failure with its context. `Display` prints one readable paragraph, hint last.
@@ -56,6 +58,7 @@ impl Error {
             Kind::Data => 3,
             Kind::Adapter | Kind::Limit | Kind::OutOfMemory | Kind::DeviceLost | Kind::Shader => 4,
             Kind::Shape | Kind::Numeric => 5,
+            Kind::ReaderGone => 0,
         }
     }
 }

@@ -149,3 +149,38 @@ fn many_threads_read_back_from_one_device() {
         }
     });
 }
+
+#[test]
+fn an_unknown_family_is_a_usage_error_with_the_names_there_are() {
+    let (code, said) = denshi(&["doctor", "no such family"], &[]);
+    assert_eq!(code, 2, "{said}");
+    assert!(said.contains("no such family") && said.contains("attention"), "{said}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_behind_stdout_is_an_error_and_no_panic() {
+    let full = std::fs::File::options().write(true).open("/dev/full").expect("Linux has it");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_denshi"));
+    let out = command.args(["devices", "--json"]).stdout(full).stderr(std::process::Stdio::piped()).spawn();
+    let out = out.and_then(|child| child.wait_with_output()).expect("the program starts");
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(!said.contains("panicked"), "{said}");
+    assert!(matches!(out.status.code(), Some(3 | 4)), "{:?} {said}", out.status);
+}
+
+#[test]
+fn two_threads_may_read_from_one_session() {
+    let mut tape = Tape::new(Arc::new(ParamSet::default()), false);
+    let x = tape.input(Spec::f32(&[4096]));
+    let y = add(&mut tape, x, x).unwrap();
+    tape.keep(y);
+    let session = Session::new(gpu(), Plan::new(&tape, gpu().caps(), &PlanOptions::default()).unwrap(), None).unwrap();
+    session.write(x, &data_for(Spec::f32(&[4096]), &Fill::Const(1.0), 0)).unwrap();
+    session.run(&case_step()).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| (0..50).for_each(|_| assert_eq!(session.read(y).unwrap().data[7], 2.0)));
+        }
+    });
+}

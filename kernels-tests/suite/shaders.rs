@@ -49,7 +49,7 @@ fn every_shader_variant_validates_and_translates_for_the_backends_it_is_chosen_o
                 continue;
             }
         };
-        let (module, info) = match rendered.parse() {
+        let (module, info) = match rendered.parse(None) {
             Ok(parsed) => parsed,
             Err(e) => {
                 failures.push(format!("{key}: {e}"));
@@ -155,4 +155,20 @@ fn cooperative_matrices_are_never_chosen_where_the_backend_has_none() {
             }
         }
     }
+}
+
+#[test]
+fn what_an_adapter_lacks_is_refused_at_the_file_and_line_that_uses_it() {
+    let mut bare = described().into_iter().find(|caps| caps.subgroup.is_some() && caps.f16).expect("one is described");
+    (bare.subgroup, bare.f16) = (None, false);
+    let mut refused = 0;
+    for key in all_kernels().keys() {
+        let rendered = render(key.file, &key.constants).unwrap_or_else(|e| panic!("{e}"));
+        if rendered.text.contains("subgroupAdd") || rendered.text.contains("subgroupBroadcast") {
+            let error = rendered.parse(Some(&bare)).expect_err("it has no subgroups");
+            assert!(error.attempted[0].contains(".wgsl:"), "{error}");
+            refused += 1;
+        }
+    }
+    assert!(refused > 0, "no shader uses subgroups");
 }

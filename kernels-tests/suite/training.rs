@@ -186,7 +186,11 @@ fn a_tiny_electra_learns_within_its_stated_memory_and_twice_to_the_same_bits() {
             continue;
         }
         let mut announced = String::new();
-        let rehearsal = denshi::doctor::rehearse(&gpu, dtype, |text| announced.push_str(text)).unwrap();
+        let rehearsal = denshi::doctor::rehearse(&gpu, dtype, |text| {
+            announced.push_str(text);
+            Ok(())
+        })
+        .unwrap();
         assert!(announced.contains("activations"), "memory by purpose is told before it runs: {announced}");
         assert_eq!(rehearsal.bytes_stated, rehearsal.bytes_used);
         assert!(rehearsal.same_bits, "two runs differ");
@@ -229,7 +233,7 @@ fn a_gradient_passed_to_two_values_is_not_changed_under_one_of_them() {
         for i in 0..50 {
             let t = data.data[i].tanh();
             let want = 2.0 * dout.data[i] * (1.0 - t * t + 1.0);
-            assert!((got.data[i] - want).abs() < 1e-5 * (1.0 + want.abs()), "dx[{i}] {} and {want}", got.data[i]);
+            approx::assert_abs_diff_eq!(got.data[i], want, epsilon = 1e-5 * (1.0 + want.abs()));
         }
         if watched {
             let da = tape.grad(a).expect("it is watched");
@@ -264,7 +268,7 @@ fn a_forward_value_used_as_its_own_seed_is_not_changed() {
     for i in 0..40 {
         let y = data.data[i].tanh();
         let want = (y + 2.0 * dout.data[i]) * (1.0 - y * y);
-        assert!((got.data[i] - want).abs() < 1e-5 * (1.0 + want.abs()), "dx[{i}] {} and {want}", got.data[i]);
+        approx::assert_abs_diff_eq!(got.data[i], want, epsilon = 1e-5 * (1.0 + want.abs()));
     }
 }
 

@@ -1,6 +1,6 @@
 //! `denshi devices`: what there is to run on.
 
-use super::Global;
+use super::{Global, say};
 use crate::error::Result;
 use crate::gpu::{Caps, adapter, mib};
 use crate::ops::FAMILIES;
@@ -26,25 +26,25 @@ pub fn run(global: &Global, options: &Options) -> Result<bool> {
             .enumerate()
             .map(|(index, a)| serde_json::json!({ "index": index, "caps": a.caps, "variants": variants(&a.caps) }))
             .collect();
-        println!("{}", serde_json::Value::from(all));
+        say(serde_json::Value::from(all))?;
         return Ok(true);
     }
     for (index, adapter) in adapters.iter().enumerate() {
         let caps = &adapter.caps;
-        println!("{index}: {caps}");
-        println!("   f16 {}, subgroups {}, {}", yes(caps.f16), subgroups(caps), matrices(caps));
+        say(format!("{index}: {caps}"))?;
+        say(format!("   f16 {}, subgroups {}, {}", yes(caps.f16), subgroups(caps), matrices(caps)))?;
         let limits = &caps.limits;
-        println!(
+        say(format!(
             "   binding {:.0} MiB, buffer {:.0} MiB, workgroup {} threads and {} KiB, timestamps {:?}",
             mib(limits.binding_bytes),
             mib(limits.buffer_bytes),
             limits.workgroup_invocations,
             limits.workgroup_bytes / 1024,
             caps.timestamps
-        );
+        ))?;
         if options.variants {
             for (op, names) in variants(caps) {
-                println!("   {op:28} {}", names.join(", "));
+                say(format!("   {op:28} {}", names.join(", ")))?;
             }
         }
     }

@@ -4,9 +4,10 @@ mod devices;
 mod doctor;
 mod progress;
 
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::gpu::AdapterChoice;
 use clap::{Args, Parser, Subcommand};
+use std::io::Write;
 
 /// A hand-written GPU compute engine that trains ELECTRA and BERT.
 #[derive(Parser)]
@@ -41,6 +42,15 @@ enum Command {
     Devices(devices::Options),
     /// Check every kernel and variant on the adapter against f64 references
     Doctor(doctor::Options),
+}
+
+/// Prints a line of results. Not `println!`, which panics on a full disk or a closed pipe.
+fn say(line: impl std::fmt::Display) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}").and_then(|()| out.flush()).map_err(|e| {
+        let kind = if e.kind() == std::io::ErrorKind::BrokenPipe { Kind::ReaderGone } else { Kind::Data };
+        Error::new(kind, "write results to stdout", e.to_string())
+    })
 }
 
 /// Runs the parsed command. True means success; false a completed run whose answer is no (a failed self-check).

@@ -1,15 +1,18 @@
-//! Every kernel and variant on one adapter, against f64 references.
+//! Every kernel and variant on one adapter, against f64 references; then a rehearsal of training.
 
 mod rehearsal;
 
 pub use rehearsal::{Rehearsal, rehearse};
 
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::gpu::{Gpu, Timer};
-use crate::ops::{FAMILIES, Family};
+use crate::ops::{Case, FAMILIES, Family};
 use crate::tape::{CaseTape, check_case};
 use serde::Serialize;
 use std::collections::BTreeMap;
+
+/// The name by which the rehearsal alone is asked for.
+pub const REHEARSAL: &str = "rehearsal";
 
 /// What one op did in one variant over all cases.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -32,51 +35,79 @@ pub struct Examination {
     pub rows: Vec<Row>,
     /// Cases left out because the adapter has no f16.
     pub skipped_f16: usize,
+    /// What ended the examination before its end: the device was lost.
+    pub fatal: Option<String>,
 }
 
 impl Examination {
     pub fn healthy(&self) -> bool {
-        self.rows.iter().all(|r| r.failures.is_empty())
+        self.fatal.is_none() && self.rows.iter().all(|r| r.failures.is_empty())
     }
 }
 
-/// Examines the families whose name contains `only`, calling `progress(done, all, what)` as it goes.
+/// Examines the families whose name contains `only`, calling `progress(done, all, what)` as it goes. A kernel that the
+/// driver refuses is a failed row and the examination goes on; only a lost device ends it.
+///
+/// Error: no family is called so.
 pub fn examine(gpu: &Gpu, only: &str, mut progress: impl FnMut(usize, usize, &str)) -> Result<Examination> {
     let families: Vec<&Family> = FAMILIES.iter().filter(|f| f.name.contains(only)).collect();
-    let timer = Timer::new(gpu).ok();
-    let mut skipped_f16 = 0;
-    let mut work = Vec::new();
-    for family in families {
-        for case in (family.cases)() {
-            if case.f16 && !gpu.caps().f16 {
-                skipped_f16 += 1;
-            } else {
-                work.push((family.name, case));
-            }
-        }
+    if families.is_empty() && only != REHEARSAL {
+        let names: Vec<&str> = FAMILIES.iter().map(|f| f.name).collect();
+        let happened = format!("no op family's name contains '{only}'");
+        let hint = format!("there are {}, and {REHEARSAL}", names.join(", "));
+        return Err(Error::new(Kind::Usage, "examine the adapter", happened).hint(hint));
     }
-    let mut rows: BTreeMap<(&str, &str, String), Row> = BTreeMap::new();
+    let timer = Timer::new(gpu).ok();
+    let mut examination = Examination { rows: Vec::new(), skipped_f16: 0, fatal: None };
+    let mut work: Vec<(&'static str, Case)> = Vec::new();
+    for family in families {
+        let (run, skip): (Vec<Case>, Vec<Case>) = (family.cases)().into_iter().partition(|c| !c.f16 || gpu.caps().f16);
+        examination.skipped_f16 += skip.len();
+        work.extend(run.into_iter().map(|case| (family.name, case)));
+    }
+    let mut rows = Rows::default();
     let all = work.len();
     for (done, (family, case)) in work.into_iter().enumerate() {
         progress(done, all, &case.name);
         let recorded = CaseTape::record(&case)?;
         for variant in recorded.variants(gpu.caps()) {
-            for node in check_case(gpu, timer.as_ref(), &recorded, Some(&variant))? {
-                let row = rows.entry((family, node.op, node.variant.clone())).or_insert_with(|| Row {
-                    family,
-                    op: node.op,
-                    variant: node.variant.clone(),
-                    ..Row::default()
-                });
-                row.cases += 1;
-                row.worst = row.worst.max(node.worst);
-                if let Some(ns) = node.nanoseconds {
-                    *row.milliseconds.get_or_insert(0.0) += ns / 1e6;
+            match check_case(gpu, timer.as_ref(), &recorded, Some(&variant)) {
+                Ok(nodes) => {
+                    for node in nodes {
+                        let row = rows.row(family, node.op, node.variant);
+                        row.cases += 1;
+                        row.worst = row.worst.max(node.worst);
+                        if let Some(ns) = node.nanoseconds {
+                            *row.milliseconds.get_or_insert(0.0) += ns / 1e6;
+                        }
+                        row.failures.extend(node.failure.map(|f| format!("{}: {f}", case.name)));
+                    }
                 }
-                row.failures.extend(node.failure.map(|f| format!("{}: {f}", case.name)));
+                Err(error) => {
+                    let row = rows.row(family, family, variant);
+                    row.cases += 1;
+                    row.worst = f64::INFINITY;
+                    row.failures.push(format!("{}: {error}", case.name));
+                }
+            }
+            if let Err(fatal) = gpu.check() {
+                examination.fatal = Some(format!("at case {}: {fatal}", case.name));
+                examination.rows = rows.0.into_values().collect();
+                return Ok(examination);
             }
         }
     }
     progress(all, all, "done");
-    Ok(Examination { rows: rows.into_values().collect(), skipped_f16 })
+    examination.rows = rows.0.into_values().collect();
+    Ok(examination)
+}
+
+#[derive(Default)]
+struct Rows(BTreeMap<(&'static str, &'static str, String), Row>);
+
+impl Rows {
+    fn row(&mut self, family: &'static str, op: &'static str, variant: String) -> &mut Row {
+        let row = Row { family, op, variant: variant.clone(), ..Row::default() };
+        self.0.entry((family, op, variant)).or_insert(row)
+    }
 }

@@ -59,9 +59,9 @@ impl Rehearsal {
 }
 
 /// Trains twice from the same seed; `announce` is told the memory before anything runs.
-pub fn rehearse(gpu: &Gpu, dtype: DType, mut announce: impl FnMut(&str)) -> Result<Rehearsal> {
+pub fn rehearse(gpu: &Gpu, dtype: DType, mut announce: impl FnMut(&str) -> Result<()>) -> Result<Rehearsal> {
     let (first, losses, stated, used, launches) = train(gpu, dtype, &mut announce)?;
-    let (second, ..) = train(gpu, dtype, &mut |_| {})?;
+    let (second, ..) = train(gpu, dtype, &mut |_| Ok(()))?;
     let mean = |part: &[[f64; 2]]| [0, 1].map(|k| part.iter().map(|l| l[k]).sum::<f64>() / part.len() as f64);
     Ok(Rehearsal {
         precision: dtype.wgsl(),
@@ -76,7 +76,7 @@ pub fn rehearse(gpu: &Gpu, dtype: DType, mut announce: impl FnMut(&str)) -> Resu
 
 type Trained = (Vec<u8>, Vec<[f64; 2]>, Memory, Memory, usize);
 
-fn train(gpu: &Gpu, dtype: DType, announce: &mut dyn FnMut(&str)) -> Result<Trained> {
+fn train(gpu: &Gpu, dtype: DType, announce: &mut dyn FnMut(&str) -> Result<()>) -> Result<Trained> {
     let set = Arc::new(parameters()?);
     let mut arenas = ARENAS.to_vec();
     arenas.extend((dtype == DType::F16).then_some(Arena::Half));
@@ -87,7 +87,7 @@ fn train(gpu: &Gpu, dtype: DType, announce: &mut dyn FnMut(&str)) -> Result<Trai
     let update_plan = Plan::new(&update.tape, gpu.caps(), &PlanOptions::default())?;
     let mut stated = ParamStore::memory(&set, &arenas);
     stated = stated + step_plan.memory_beside_parameters() + update_plan.memory_beside_parameters();
-    announce(&format!("rehearsal in {}:\n{step_plan}\nwith parameters and optimiser:\n{stated}", dtype.wgsl()));
+    announce(&format!("rehearsal in {}:\n{step_plan}\nwith parameters and optimiser:\n{stated}", dtype.wgsl()))?;
     let launches = step_plan.launches() * MICRO_BATCHES as usize + update_plan.launches();
 
     let store = ParamStore::new(gpu, &set, &arenas)?;

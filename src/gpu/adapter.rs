@@ -76,8 +76,14 @@ pub fn choose(mut adapters: Vec<Adapter>, choice: &AdapterChoice) -> Result<(Ada
     let index = match choice {
         AdapterChoice::Index(index) => (*index < adapters.len()).then_some(*index),
         AdapterChoice::Name(name) => {
-            let name = name.to_lowercase();
-            adapters.iter().position(|a| a.caps.name.to_lowercase().contains(&name))
+            let wanted = name.to_lowercase();
+            let fits = |a: &Adapter| a.caps.name.to_lowercase().contains(&wanted);
+            let found: Vec<usize> = (0..adapters.len()).filter(|&i| fits(&adapters[i])).collect();
+            if found.len() > 1 {
+                let happened = format!("'{name}' names {} adapters; there are{}", found.len(), listing(&adapters));
+                return Err(Error::new(Kind::Usage, attempt, happened).hint("name one of them by its number"));
+            }
+            found.first().copied()
         }
         AdapterChoice::Best | AdapterChoice::HighPower => {
             best(&adapters, &[DeviceClass::Discrete, DeviceClass::Integrated])
@@ -94,7 +100,8 @@ pub fn choose(mut adapters: Vec<Adapter>, choice: &AdapterChoice) -> Result<(Ada
             .hint("name one of these by number or part of its name: --adapter or DENSHI_ADAPTER"));
     };
     let adapter = adapters.swap_remove(index);
-    let said = (adapter.caps.is_cpu() && *choice == AdapterChoice::Best)
+    let by_power = matches!(choice, AdapterChoice::Best | AdapterChoice::LowPower | AdapterChoice::HighPower);
+    let said = (adapter.caps.is_cpu() && by_power)
         .then(|| format!("no GPU found: using the software adapter {}", adapter.caps));
     Ok((adapter, said))
 }

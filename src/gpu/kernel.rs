@@ -158,7 +158,7 @@ impl Gpu {
         if let Some(parsed) = lock(&self.inner.kernels).modules.get(&module_key) {
             return Ok(parsed.clone());
         }
-        let (module, info) = shader::render(key.file, &key.constants)?.parse()?;
+        let (module, info) = shader::render(key.file, &key.constants)?.parse(Some(self.caps()))?;
         let descriptor = wgpu::ShaderModuleDescriptor {
             label: Some(key.file),
             source: wgpu::ShaderSource::Naga(std::borrow::Cow::Owned(module.clone())),
@@ -181,7 +181,11 @@ impl Gpu {
         let refused = pollster::block_on(scope.pop());
         let kernel = built?;
         match refused {
-            Some(error) => Err(Error::new(Kind::Shader, "compile it", error.to_string())),
+            Some(error) => {
+                let place =
+                    shader::render(key.file, &key.constants).map(|r| r.entry_line(key.entry)).unwrap_or_default();
+                Err(Error::new(Kind::Shader, format!("compile {place}"), error.to_string()))
+            }
             None => Ok(kernel),
         }
     }

@@ -20,6 +20,7 @@ pub use timing::Timer;
 
 use crate::error::{Error, Kind, Result};
 use buffer::Account;
+use std::io::Write;
 use std::sync::{Arc, Mutex};
 
 /// An opened device. Cheap to clone; all clones are the same device.
@@ -44,7 +45,8 @@ impl Gpu {
     pub fn open(choice: &AdapterChoice) -> Result<Gpu> {
         let (adapter, said) = adapter::choose(adapter::list(), choice)?;
         if let Some(said) = said {
-            eprintln!("denshi: {said}");
+            // Not eprintln: it panics where stderr is closed.
+            let _ = writeln!(std::io::stderr(), "denshi: {said}");
         }
         Gpu::from_adapter(adapter)
     }
@@ -83,7 +85,16 @@ impl Gpu {
             pollster::block_on(request).map_err(|e| Error::new(Kind::Adapter, attempt(), e.to_string()))?;
         let fault: Arc<Mutex<Option<Error>>> = Arc::default();
         let latch = fault.clone();
+        let account: Arc<Account> = Arc::default();
+        let held = account.clone();
         device.set_device_lost_callback(move |reason, message| {
+            // Where an allocation of wgpu's own fails (upload staging), it gives the device up: the cause is memory.
+            if message.to_lowercase().contains("memory") {
+                let happened = format!("the device has no memory left ({message}); held now:\n{}", held.memory());
+                let hint = "use a smaller batch, more micro-batches, a smaller length, or f16";
+                latch_first(&latch, Error::new(Kind::OutOfMemory, "use the device", happened).hint(hint));
+                return;
+            }
             let happened = format!("the device was lost ({reason:?}: {message})");
             let hint = "the driver reset or removed the device; run again, with --resume where a run was going";
             latch_first(&latch, Error::new(Kind::DeviceLost, "use the device", happened).hint(hint));
@@ -101,7 +112,7 @@ impl Gpu {
                 caps,
                 device,
                 queue,
-                account: Arc::default(),
+                account,
                 fault,
                 kernels: Mutex::default(),
                 in_flight: Mutex::default(),
@@ -148,8 +159,11 @@ impl Gpu {
 
 fn latch_first(latch: &Mutex<Option<Error>>, error: Error) {
     let mut fault = lock(latch);
-    // A loss explains the errors before it in the same breath, so it may replace them; nothing replaces a loss.
-    if fault.as_ref().is_none_or(|f| f.kind != Kind::DeviceLost && error.kind == Kind::DeviceLost) {
+    // A loss explains the errors before it in the same breath, so it may replace them; nothing replaces a loss, and
+    // nothing replaces the want of memory that led to one.
+    let replaces =
+        |f: &Error| !matches!(f.kind, Kind::DeviceLost | Kind::OutOfMemory) && error.kind == Kind::DeviceLost;
+    if fault.as_ref().is_none_or(replaces) {
         *fault = Some(error);
     }
 }

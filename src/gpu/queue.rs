@@ -5,6 +5,7 @@ use super::kernel::Dispatch;
 use super::{Gpu, lock};
 use crate::error::{Error, Kind, Result};
 use std::collections::VecDeque;
+use std::sync::Mutex;
 
 /// Submissions that may be under way before a further one waits. Dropped buffers are freed, and staging memory comes
 /// back, only as submissions end: without a bound a fast host grows the process without end.
@@ -84,11 +85,13 @@ impl StepUniform {
 /// A staging buffer for reading back, made once and reused.
 pub struct Readback {
     buffer: Buffer,
+    /// One reader at a time: a buffer that is mapped may not be copied to.
+    busy: Mutex<()>,
 }
 
 impl Readback {
     pub fn new(gpu: &Gpu, bytes: u64) -> Result<Self> {
-        Ok(Readback { buffer: gpu.staging_buffer("readback", bytes)? })
+        Ok(Readback { buffer: gpu.staging_buffer("readback", bytes)?, busy: Mutex::new(()) })
     }
 
     /// Waits for all work submitted so far and copies `slice` out.
@@ -98,6 +101,7 @@ impl Readback {
             let happened = format!("{} bytes do not fit staging of {}", slice.bytes, self.buffer.bytes());
             return Err(Error::new(Kind::Limit, attempt, happened));
         }
+        let _alone = lock(&self.busy);
         gpu.check()?;
         // Copies are in words of four bytes; what is read past the end is cut off below.
         let bytes = slice.bytes.next_multiple_of(4);

@@ -3,6 +3,7 @@
 //! Every source line gets an invisible mark (file, line) before the template engine runs; repeated and included text
 //! keeps its marks, so each line of the expanded text knows where it came from.
 
+use super::caps::Caps;
 use super::kernel::Const;
 use crate::error::{Error, Kind, Result};
 use include_dir::{Dir, include_dir};
@@ -44,8 +45,17 @@ impl Rendered {
         }
     }
 
-    /// Parses and validates; errors name the original file and line and quote it.
-    pub fn parse(&self) -> Result<(naga::Module, naga::valid::ModuleInfo)> {
+    /// Where entry point `entry` begins, for errors that come without a place.
+    pub fn entry_line(&self, entry: &str) -> String {
+        let begins = format!("fn {entry}(");
+        match self.text.lines().position(|l| l.contains(&begins)) {
+            Some(line) => self.origin(line as u32 + 1),
+            None => entry.to_string(),
+        }
+    }
+
+    /// Parses and validates for an adapter, or with nothing left out; errors name the original file and line and quote it.
+    pub fn parse(&self, adapter: Option<&Caps>) -> Result<(naga::Module, naga::valid::ModuleInfo)> {
         let fail = |line: Option<u32>, message: String| {
             let place = line.map(|l| self.origin(l)).unwrap_or_else(|| "the shader".into());
             let quote = line.and_then(|l| self.text.lines().nth(l as usize - 1)).map(str::trim).unwrap_or_default();
@@ -53,7 +63,7 @@ impl Rendered {
         };
         let module = naga::front::wgsl::parse_str(&self.text)
             .map_err(|e| fail(e.location(&self.text).map(|l| l.line_number), e.message().to_string()))?;
-        let info = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), naga::valid::Capabilities::all())
+        let info = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities(adapter))
             .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
             .subgroup_operations(naga::valid::SubgroupOperationSet::all())
             .validate(&module)
@@ -68,6 +78,18 @@ impl Rendered {
             })?;
         Ok((module, info))
     }
+}
+
+/// What a shader may use on an adapter: what wgpu will allow there, so that it is refused here, where lines are known.
+fn capabilities(adapter: Option<&Caps>) -> naga::valid::Capabilities {
+    use naga::valid::Capabilities as C;
+    let Some(caps) = adapter else { return C::all() };
+    let mut allowed = C::IMMEDIATES;
+    allowed.set(C::SHADER_FLOAT16, caps.f16);
+    allowed.set(C::SHADER_FLOAT16_IN_FLOAT32, true);
+    allowed.set(C::SUBGROUP, caps.subgroup.is_some());
+    allowed.set(C::COOPERATIVE_MATRIX, !caps.coop.is_empty());
+    allowed
 }
 
 fn environment() -> &'static Environment<'static> {
@@ -213,7 +235,7 @@ mod tests {
         let mut env = Environment::new();
         env.add_template_owned("x", marked(0, source)).unwrap();
         let rendered = unmark(&env.get_template("x").unwrap().render(()).unwrap());
-        let error = rendered.parse().expect_err("`nothing` is not defined");
+        let error = rendered.parse(None).expect_err("`nothing` is not defined");
         assert!(error.attempted[0].ends_with(":5"), "{error}");
     }
 

@@ -28,11 +28,19 @@ impl Timer {
             }
         };
         let count = 2 * BATCH as u32;
+        let scopes =
+            [wgpu::ErrorFilter::Validation, wgpu::ErrorFilter::OutOfMemory].map(|f| gpu.device().push_error_scope(f));
         let queries = gpu.device().create_query_set(&wgpu::QuerySetDescriptor {
             label: Some("launch times"),
             ty: wgpu::QueryType::Timestamp,
             count,
         });
+        // Some drivers have few query sets to give; that is no fault of the device.
+        for scope in scopes.into_iter().rev() {
+            if let Some(error) = pollster::block_on(scope.pop()) {
+                return Err(Error::new(Kind::Adapter, "time launches", error.to_string()));
+            }
+        }
         let bytes = u64::from(count) * 8;
         Ok(Timer {
             queries,

@@ -138,7 +138,7 @@ impl Op for PositionGrad {
         let spec = &io.ins[0];
         let cols = spec.shape[spec.shape.len() - 2] * spec.width();
         let from = (Bind::In(0), spec.dtype);
-        let sum = reduce::column_launch(from, [spec.elements() / cols, cols, cols, 0], Bind::Out(0), reduce::Into::Add);
+        let sum = reduce::column_launch(from, [spec.elements() / cols, cols, cols, 0], Bind::Out(0), Store::Add);
         let zero = rows::fill(Bind::Out(0), &io.outs[0], 0.0, caps).only_when_written(0);
         Ok(Program { launches: vec![zero, sum], scratch: Vec::new() })
     }

@@ -1,4 +1,5 @@
-//! Rows by index, their sums by index (the gradients of tables), and the discriminator's input: ids with sampled ones in place of the masked.
+//! Rows by index, sums of rows by index (the gradients of tables), and the discriminator's input: ids with sampled ones in
+//! place of the masked.
 
 use super::rows::{self, worst_by};
 use super::*;
@@ -9,8 +10,8 @@ use crate::gpu::{Caps, KernelKey, Step};
 #[derive(Clone, Debug)]
 pub struct GatherRows;
 
-/// out[j] = sum of x[i] over all i with index[i] = j, zero for a j that none has; inputs index, x. The order of additions is
-/// that of the rows. Sums are f32 and rounded once to the type of the output.
+/// out[j] = sum of x[i] over all i with index[i] = j, zero for a j that none has; inputs index, x. The order of additions
+/// is that of the rows. Sums are f32 and rounded once to the type of the output.
 #[derive(Clone, Debug)]
 pub struct ScatterRows {
     /// Of the output; its last axis is as wide as the rows.
@@ -31,8 +32,8 @@ pub fn gather_rows(r: &mut dyn Recorder, x: Var, index: Var) -> Result<Var> {
     r.apply1(GatherRows, &[x, index])
 }
 
-/// [rows, C] in the type of `x` [n, C]: each row of `x` added to the row that `index` names. Indices past the end name the
-/// last row.
+/// [rows, C] in the type of `x` [n, C]: each row of `x` added to the row that `index` names. Indices past the end name
+/// the last row.
 pub fn scatter_rows(r: &mut dyn Recorder, x: Var, index: Var, rows: usize) -> Result<Var> {
     let Spec { shape, dtype: out } = r.spec(x).clone();
     let shape = vec![rows, shape.last().copied().unwrap_or(1)];

@@ -43,6 +43,15 @@ pub enum Bind {
     Step,
 }
 
+/// Whether a launch writes its output or adds to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Store {
+    Write,
+    Add,
+    /// As the plan says of this output of the op.
+    Output(usize),
+}
+
 /// Parameters of a launch, in the order of the kernel's `Params`.
 #[derive(Clone, Debug, Default)]
 pub struct Immediates {
@@ -70,6 +79,15 @@ impl Immediates {
     pub fn accumulate(mut self, k: usize) -> Self {
         self.accumulate.push((self.bytes.len(), k));
         self.u32(0u32)
+    }
+
+    /// The flag for `store`: 1 adds, 0 writes.
+    pub fn store(self, store: Store) -> Self {
+        match store {
+            Store::Write => self.u32(0u32),
+            Store::Add => self.u32(1u32),
+            Store::Output(k) => self.accumulate(k),
+        }
     }
 }
 

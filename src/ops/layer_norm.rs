@@ -280,7 +280,7 @@ impl Op for LayerNormBwd {
         for k in [1, 2] {
             let (from, to) = ((Bind::Scratch(0), DType::F32), Bind::Out(k));
             let sizes = [slots, width, 2 * width, (k - 1) * width];
-            program.launches.push(reduce::column_launch(from, sizes, to, reduce::Into::Output(k)));
+            program.launches.push(reduce::column_launch(from, sizes, to, Store::Output(k)));
         }
         Ok(program)
     }

@@ -11,7 +11,7 @@ mod rows;
 mod tensor;
 
 pub use case::{Case, CaseRecorder, Family, Fill};
-pub use launch::{Bind, Cost, Immediates, Launch, Program, fold_grid};
+pub use launch::{Bind, Cost, Immediates, Launch, Program, Store, fold_grid};
 pub use op::{
     Backward, EPS, Gradients, Io, Op, Recorder, Tolerance, Var, Variant, expect_inputs, shape_error, worst_ratio,
 };

@@ -46,25 +46,9 @@ pub fn broadcast(r: &mut dyn Recorder, x: Var, shape: &[usize], out: DType) -> R
     r.apply1(Broadcast { shape: shape.to_vec(), out }, &[x])
 }
 
-/// Whether a column sum is added to what is there, or does as the plan says of an output.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Into {
-    Add,
-    Output(usize),
-}
-
-impl Into {
-    fn flag(self, immediates: Immediates) -> Immediates {
-        match self {
-            Into::Add => immediates.u32(1u32),
-            Into::Output(k) => immediates.accumulate(k),
-        }
-    }
-}
-
 /// `out[c] (+)= sum over rows of inp[row, first + c]` with the rows `ld` apart, in one launch: for few rows.
-pub(super) fn column_launch(from: (Bind, DType), sizes: [usize; 4], to: Bind, how: Into) -> Launch {
-    columns(from, sizes, sizes[0], to, Some(how))
+pub(super) fn column_launch(from: (Bind, DType), sizes: [usize; 4], to: Bind, store: Store) -> Launch {
+    columns(from, sizes, sizes[0], to, store)
 }
 
 /// The same for many rows: sums of `group` rows each into `partial` ([groups, cols] f32), then of those.
@@ -74,24 +58,18 @@ pub(super) fn column_launches(
     group: usize,
     partial: Bind,
     to: Bind,
-    how: Into,
+    store: Store,
 ) -> Vec<Launch> {
     let [rows, cols, ..] = sizes;
     if rows <= group {
-        return vec![column_launch(from, sizes, to, how)];
+        return vec![column_launch(from, sizes, to, store)];
     }
     let groups = [rows.div_ceil(group), cols, cols, 0];
-    vec![columns(from, sizes, group, partial, None), column_launch((partial, DType::F32), groups, to, how)]
+    vec![columns(from, sizes, group, partial, Store::Write), column_launch((partial, DType::F32), groups, to, store)]
 }
 
-/// Sums of `group` rows each; without `how` written to scratch memory.
-fn columns(
-    from: (Bind, DType),
-    [rows, cols, ld, first]: [usize; 4],
-    group: usize,
-    to: Bind,
-    how: Option<Into>,
-) -> Launch {
+/// Sums of `group` rows each.
+fn columns(from: (Bind, DType), [rows, cols, ld, first]: [usize; 4], group: usize, to: Bind, store: Store) -> Launch {
     const THREADS: usize = 64;
     let vec = if [cols, ld, first].iter().all(|x| x.is_multiple_of(4)) { 4 } else { 1 };
     let kernel = KernelKey::new("reduce.wgsl", "column_sum")
@@ -99,8 +77,7 @@ fn columns(
         .with("T", from.1.wgsl())
         .with("VEC", vec)
         .with("WG", THREADS);
-    let immediates = Immediates::new().u32(rows).u32(cols).u32(ld).u32(first).u32(group);
-    let immediates = how.map_or(immediates.clone().u32(0u32), |how| how.flag(immediates));
+    let immediates = Immediates::new().u32(rows).u32(cols).u32(ld).u32(first).u32(group).store(store);
     let groups = rows.div_ceil(group);
     let n = (rows * cols) as f64;
     let cost = Cost { flops: n, bytes: n * from.1.bytes() as f64 + (groups * cols * 4) as f64 };
@@ -135,10 +112,9 @@ fn quad_depth(quads: usize) -> usize {
 
 /// The sum of all elements of input 0 as output 0.
 fn total(spec: &Spec) -> Program {
-    let launch = |from, dtype: DType, n: usize, group: usize, to, how: Option<Into>| {
+    let launch = |from, dtype: DType, n: usize, group: usize, to, store: Store| {
         let kernel = KernelKey::new("reduce.wgsl", "total").with("FORM", "total").with("T", dtype.wgsl());
-        let immediates = Immediates::new().u32(n).u32(group);
-        let immediates = how.map_or(immediates.clone().u32(0u32), |how| how.flag(immediates));
+        let immediates = Immediates::new().u32(n).u32(group).store(store);
         let groups = n.div_ceil(4).div_ceil(group);
         let cost = Cost { flops: n as f64, bytes: n as f64 * dtype.bytes() as f64 + 4.0 * groups as f64 };
         let kernel = kernel.with("VEC", 4u32).with("WG", LANES);
@@ -148,12 +124,12 @@ fn total(spec: &Spec) -> Program {
     let quads = n.div_ceil(4);
     let group = quad_group(quads);
     let groups = quads.div_ceil(group);
-    let how = Some(Into::Output(0));
+    let store = Store::Output(0);
     if groups == 1 {
-        return launch(Bind::In(0), spec.dtype, n, group, Bind::Out(0), how).into();
+        return launch(Bind::In(0), spec.dtype, n, group, Bind::Out(0), store).into();
     }
-    let first = launch(Bind::In(0), spec.dtype, n, group, Bind::Scratch(0), None);
-    let second = launch(Bind::Scratch(0), DType::F32, groups, groups, Bind::Out(0), how);
+    let first = launch(Bind::In(0), spec.dtype, n, group, Bind::Scratch(0), Store::Write);
+    let second = launch(Bind::Scratch(0), DType::F32, groups, groups, Bind::Out(0), store);
     Program { launches: vec![first, second], scratch: vec![4 * groups as u64] }
 }
 
@@ -255,7 +231,7 @@ impl Op for ColumnSum {
         }
         let group = row_group(rows);
         let (from, sizes) = ((Bind::In(0), spec.dtype), [rows, cols, cols, 0]);
-        let launches = column_launches(from, sizes, group, Bind::Scratch(0), Bind::Out(0), Into::Output(0));
+        let launches = column_launches(from, sizes, group, Bind::Scratch(0), Bind::Out(0), Store::Output(0));
         let scratch = if launches.len() > 1 { vec![(rows.div_ceil(group) * cols * 4) as u64] } else { Vec::new() };
         Ok(Program { launches, scratch })
     }

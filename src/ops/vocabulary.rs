@@ -3,7 +3,7 @@
 //! For a chunk of rows: logits = hidden tableᵀ, then one pass that takes loss, best id, a draw and the gradient, which
 //! replaces the logits, then dhidden = dlogits table, dtable += dlogitsᵀ hidden, dbias += column sums of dlogits.
 
-use super::gemm::{self, Layout, Operands, Product, Store};
+use super::gemm::{self, Layout, Operands, Product};
 use super::losses::{self, Draw, Gradient, RowPass};
 use super::rows::{self, EXP_ERROR, Lanes, sum_bound, worst_by, worst_choice};
 use super::*;
@@ -189,9 +189,8 @@ impl Op for VocabularyCrossEntropy {
             let product = Product::new(Layout::Tn, [vocabulary, width, size], [dtype, dtype, DType::F32]);
             product.launch(&weights, put(out + 1), variant, PARTS, caps, &mut program)?;
             let sizes = [size, vocabulary, vocabulary, 0];
-            let into = if first == 0 { reduce::Into::Output(out + 2) } else { reduce::Into::Add };
-            let to = Bind::Out(out + 2);
-            program.launches.extend(reduce::column_launches((logits, dtype), sizes, group, sums, to, into));
+            let (to, store) = (Bind::Out(out + 2), put(out + 2));
+            program.launches.extend(reduce::column_launches((logits, dtype), sizes, group, sums, to, store));
         }
         program.launches.push(losses::row_statistics(
             [loss, Bind::Out(2), Bind::In(3), partial],

@@ -6,9 +6,12 @@
 use super::plan::{GUARD, Plan, touchable};
 use super::{Home, ParamStore, Write};
 use crate::error::{Context, Error, Kind, Result};
-use crate::gpu::{Buffer, BufferSlice, Dispatch, Gpu, KernelKey, Purpose, Readback, Step, StepUniform, Timer};
+use crate::gpu::{
+    Buffer, BufferSlice, DeviceClass, Dispatch, Gpu, KernelKey, Purpose, Readback, Step, StepUniform, Timer,
+};
 use crate::ops::{Bind, Cost, Host, Launch, Var};
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// What a launch is, for whoever times it.
 #[derive(Clone, Debug)]
@@ -27,6 +30,9 @@ pub struct Session {
     /// For micro-batches after the first of a step; empty where they are the same launches.
     later: Vec<Dispatch>,
     infos: Vec<LaunchInfo>,
+    /// Where `first` and `later` are cut into submissions.
+    first_cuts: Vec<Range<usize>>,
+    later_cuts: Vec<Range<usize>>,
     step: StepUniform,
     slices: BTreeMap<Var, BufferSlice>,
     slots: Vec<Buffer>,
@@ -74,8 +80,22 @@ impl Session {
         }
         let readback = (plan.staging > 0).then(|| Readback::new(gpu, plan.staging)).transpose()?;
         let (first, later) = (Vec::new(), Vec::new());
-        let mut session =
-            Session { gpu: gpu.clone(), first, later, infos: Vec::new(), step, slices, slots, scratch, readback, plan };
+        let (first_cuts, later_cuts) = (Vec::new(), Vec::new());
+        let infos = Vec::new();
+        let mut session = Session {
+            gpu: gpu.clone(),
+            first,
+            later,
+            infos,
+            first_cuts,
+            later_cuts,
+            step,
+            slices,
+            slots,
+            scratch,
+            readback,
+            plan,
+        };
         session.make_dispatches()?;
         session.step.write(gpu, &Step::default())?;
         Ok(session)
@@ -83,6 +103,7 @@ impl Session {
 
     fn make_dispatches(&mut self) -> Result<()> {
         let mut differs = false;
+        let mut later_costs = Vec::new();
         for (index, node) in self.plan.nodes.iter().enumerate() {
             // Whether each output is added to in a step's first micro-batch, and in later ones.
             let adds = |k: usize| {
@@ -107,6 +128,7 @@ impl Session {
                 let dispatch = self.gpu.dispatch(&launch.kernel, &slices, &first, launch.grid).context(what)?;
                 differs |= skip_later || first != later;
                 if !skip_later {
+                    later_costs.push(launch.cost);
                     self.later.push(if first == later { dispatch.clone() } else { dispatch.with_immediates(&later) });
                 }
                 self.first.push(dispatch);
@@ -119,6 +141,10 @@ impl Session {
                 });
             }
         }
+        let budget = submission_budget(self.gpu.caps().class);
+        let first_costs: Vec<Cost> = self.infos.iter().map(|i| i.cost).collect();
+        self.first_cuts = cut(&first_costs, budget);
+        self.later_cuts = cut(&later_costs, budget);
         if !differs {
             self.later.clear();
         }
@@ -182,11 +208,12 @@ impl Session {
         self.write_bytes(var, &tensor.to_bytes())
     }
 
-    /// Submits one replay and returns at once; at most a few are in flight.
+    /// Submits one replay and returns at once; at most a few submissions are in flight.
     pub fn run(&self, step: &Step) -> Result<()> {
         self.step.write(&self.gpu, step)?;
         let again = step.micro > 0 && !self.later.is_empty();
-        self.gpu.submit(if again { &self.later } else { &self.first })
+        let (list, cuts) = if again { (&self.later, &self.later_cuts) } else { (&self.first, &self.first_cuts) };
+        cuts.iter().try_for_each(|range| self.gpu.submit(&list[range.clone()]))
     }
 
     /// Runs one replay with timestamps: nanoseconds for each of [`Session::launches`]. Of a step's first micro-batch: the
@@ -248,6 +275,35 @@ impl Session {
     }
 }
 
+/// The most work of one submission. Desktops reset a GPU that does not answer for two seconds and stutter from a tenth
+/// of one: a tenth of a second of a slow card of each kind, taking a byte for as long as ten operations. A CPU driver
+/// is not watched.
+fn submission_budget(class: DeviceClass) -> f64 {
+    match class {
+        DeviceClass::Cpu => f64::INFINITY,
+        DeviceClass::Discrete => 4e11,
+        _ => 4e10,
+    }
+}
+
+/// Cuts launches into runs that cost at most `budget` each (a launch that alone costs more is a run of its own).
+fn cut(costs: &[Cost], budget: f64) -> Vec<Range<usize>> {
+    let mut cuts = Vec::new();
+    let (mut start, mut sum) = (0, 0.0);
+    for (i, cost) in costs.iter().enumerate() {
+        let units = cost.flops.max(10.0 * cost.bytes);
+        if i > start && sum + units > budget {
+            cuts.push(start..i);
+            (start, sum) = (i, 0.0);
+        }
+        sum += units;
+    }
+    if start < costs.len() {
+        cuts.push(start..costs.len());
+    }
+    cuts
+}
+
 fn needs_store(store: Option<&ParamStore>) -> Result<&ParamStore> {
     store.ok_or_else(|| Error::new(Kind::Shape, "prepare a plan with parameters", "no parameter store was given"))
 }
@@ -255,4 +311,18 @@ fn needs_store(store: Option<&ParamStore>) -> Result<&ParamStore> {
 /// A NaN as f32 and, in both halves, as f16.
 fn poison_bytes(bytes: u64) -> Vec<u8> {
     0x7fd1_7e2du32.to_le_bytes().repeat(bytes as usize / 4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replay_is_cut_into_submissions_that_cover_it_within_the_budget() {
+        let cost = |flops| Cost { flops, bytes: 0.0 };
+        let costs: Vec<Cost> = [3.0, 4.0, 9.0, 1.0, 1.0].map(cost).into();
+        assert_eq!(cut(&costs, 7.0), [0..2, 2..3, 3..5]);
+        assert_eq!(cut(&costs, f64::INFINITY), vec![0..5]);
+        assert_eq!(cut(&[], 1.0), []);
+    }
 }

@@ -11,7 +11,7 @@ mod variants;
 pub use cases::{bench_cases, cases};
 pub use gelu::Gelu;
 pub use linear::{Ffn, ffn, linear};
-pub use product::{Epilogue, Layout, Operands, Product, Store};
+pub use product::{Epilogue, Layout, Operands, Product};
 pub use variants::variants;
 
 use super::reduce::ColumnSum;

@@ -4,7 +4,7 @@ use super::Gelu;
 use super::variants::Scheme;
 use crate::error::{Error, Kind, Result};
 use crate::gpu::{Caps, KernelKey};
-use crate::ops::{Bind, Cost, DType, Immediates, Launch, Program, Variant, fold_grid};
+use crate::ops::{Bind, Cost, DType, Immediates, Launch, Program, Store, Variant, fold_grid};
 
 /// Which operand is transposed; all are row-major.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,25 +59,6 @@ pub struct Operands {
     pub b: Bind,
     pub c: Bind,
     pub extra: Vec<Bind>,
-}
-
-/// Whether C is written or added to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Store {
-    Write,
-    Add,
-    /// As the plan says of this output of the op.
-    Output(usize),
-}
-
-impl Store {
-    fn put(self, immediates: Immediates) -> Immediates {
-        match self {
-            Store::Write => immediates.u32(0u32),
-            Store::Add => immediates.u32(1u32),
-            Store::Output(k) => immediates.accumulate(k),
-        }
-    }
 }
 
 impl Product {
@@ -198,8 +179,8 @@ impl Product {
             let immediates = immediates.u32(self.stride_a).u32(self.stride_b).u32(stride_c);
             let immediates = match part {
                 0 if splits > 1 => immediates.u32(0u32).f32(1.0),
-                0 => store.put(immediates).f32(self.alpha),
-                _ => Store::Add.put(immediates).f32(self.alpha),
+                0 => immediates.store(store).f32(self.alpha),
+                _ => immediates.store(Store::Add).f32(self.alpha),
             };
             let immediates = immediates.u32(tiles_m).u32(tiles_n).u32(BAND).u32(x);
             let immediates = immediates.u32(splits).u32(cut.size).u32(part * cut.size);
@@ -224,7 +205,7 @@ impl Product {
             KernelKey::new("gemm_splitk.wgsl", "main").with("TC", self.c.wgsl()).with("VC", vector).with("WG", THREADS);
         let [x, y, _] = fold_grid((elements / vector as usize).div_ceil(THREADS), limit);
         let immediates = Immediates::new().u32(self.m).u32(self.n).u32(self.ldc).u32(self.stride_c).u32(splits);
-        let immediates = store.put(immediates).f32(self.alpha).u32(x);
+        let immediates = immediates.store(store).f32(self.alpha).u32(x);
         let bytes = (held + elements * self.batch * self.c.bytes() as usize) as f64;
         let cost = Cost { flops: (splits * elements * self.batch) as f64, bytes };
         program.launches.push(Launch::new(
