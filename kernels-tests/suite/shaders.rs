@@ -160,7 +160,7 @@ fn cooperative_matrices_are_never_chosen_where_the_backend_has_none() {
 #[test]
 fn what_an_adapter_lacks_is_refused_at_the_file_and_line_that_uses_it() {
     let mut bare = described().into_iter().find(|caps| caps.subgroup.is_some() && caps.f16).expect("one is described");
-    (bare.subgroup, bare.f16) = (None, false);
+    bare.subgroup = None;
     let mut refused = 0;
     for key in all_kernels().keys() {
         let rendered = render(key.file, &key.constants).unwrap_or_else(|e| panic!("{e}"));

@@ -45,6 +45,14 @@ impl Rendered {
         }
     }
 
+    /// The file that most lines came from.
+    fn file(&self) -> String {
+        let mut counts = BTreeMap::new();
+        self.origin.iter().for_each(|o| *counts.entry(o.0).or_insert(0) += 1);
+        let most = counts.into_iter().max_by_key(|c| c.1).map(|c| c.0).unwrap_or(0);
+        shader_files().get(most).unwrap_or(&"the shader").to_string()
+    }
+
     /// Where entry point `entry` begins, for errors that come without a place.
     pub fn entry_line(&self, entry: &str) -> String {
         let begins = format!("fn {entry}(");
@@ -57,7 +65,7 @@ impl Rendered {
     /// Parses and validates for an adapter, or with nothing left out; errors name the original file and line and quote it.
     pub fn parse(&self, adapter: Option<&Caps>) -> Result<(naga::Module, naga::valid::ModuleInfo)> {
         let fail = |line: Option<u32>, message: String| {
-            let place = line.map(|l| self.origin(l)).unwrap_or_else(|| "the shader".into());
+            let place = line.map(|l| self.origin(l)).unwrap_or_else(|| self.file());
             let quote = line.and_then(|l| self.text.lines().nth(l as usize - 1)).map(str::trim).unwrap_or_default();
             Error::new(Kind::Shader, format!("compile {place}"), format!("{message}\n    | {quote}"))
         };
