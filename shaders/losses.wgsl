@@ -6,6 +6,7 @@
 //   rows        the same statistics from the rows of `cross_entropy.wgsl`.
 //               Bindings: loss [n] f32, best [n] u32, labels [n] u32, partial [groups, 8], weights [n] f32 (WEIGHTED).
 //   finish      adds the groups up; loss = loss_weight * mean loss. Bindings: partial, stats [8], loss [1] f32.
+// A negative eps asks for sums: nothing is divided.
 // Statistics, each weighted: 0 loss, 1 weights, 2 mean loss = [0] / ([1] + eps), 3 right, 4 called positive, 5 rightly called
 // positive, 6 positive, 7 unused. The binary loss calls positive what has x > 0.
 // Work: weight_sum and finish are one workgroup; bce and rows take PER groups of four (rows: of one) a thread.
@@ -33,7 +34,7 @@ fn weight_sum(@builtin(local_invocation_index) lid: u32) {
   let total = row_sum((sum.x + sum.y) + (sum.z + sum.w), lid);
   if (lid == 0u) {
     denominator[0] = total;
-    denominator[1] = p.loss_weight / max(total + p.eps, 1.0e-30);
+    denominator[1] = p.loss_weight / select(max(total + p.eps, 1.0e-30), 1.0, p.eps < 0.0);
   }
 }
 {% elif FORM == "bce" %}
@@ -158,7 +159,7 @@ fn finish(@builtin(local_invocation_index) lid: u32) {
     if (lid < half) { row_scratch[lid].x += row_scratch[lid + half].x; }
     workgroupBarrier();
   }
-  let mean = row_scratch[0].x / max(row_scratch[1].x + p.eps, 1.0e-30);
+  let mean = row_scratch[0].x / select(max(row_scratch[1].x + p.eps, 1.0e-30), 1.0, p.eps < 0.0);
   if (lid < 8u) { stats[lid] = select(row_scratch[lid].x, mean, lid == 2u); }
   if (lid == 0u) { loss[0] = mean * p.loss_weight; }
 }

@@ -291,3 +291,56 @@ fn a_seed_of_another_size_or_type_is_an_error() {
         assert!(tape.seed(y, seed).is_err());
     }
 }
+
+#[test]
+fn micro_batches_of_unequal_weight_add_up_to_the_loss_of_the_big_batch() {
+    use denshi::ops::bce::{BinaryCrossEntropy, binary_cross_entropy};
+    use denshi::ops::losses::SUM;
+    const ROWS: usize = 24;
+    let layer = layer(gpu());
+    let x = data_for(Spec::f32(&[ROWS, IN]), &Fill::Normal(1.0), 3);
+    let targets = data_for(Spec::u32(&[ROWS, OUT]), &Fill::Ids(2), 4);
+    // Rows of all weight, of little and of none, unevenly spread.
+    let raw: Vec<f64> = (0..ROWS * OUT).map(|i| [1.0, 0.0, 0.25][(i / 50) % 3]).collect();
+    let total: f64 = raw.iter().sum();
+    let weights =
+        Host { spec: Spec::f32(&[ROWS, OUT]), data: raw.iter().map(|w| f64::from((w / total) as f32)).collect() };
+    let gradient = |parts: usize| {
+        let rows = ROWS / parts;
+        let mut tape = Tape::new(layer.set.clone(), true);
+        let input = tape.input(Spec::f32(&[rows, IN]));
+        let w = tape.param(layer.weight, DType::F32).unwrap();
+        let b = tape.param(layer.bias, DType::F32).unwrap();
+        let logits = linear(&mut tape, input, w, Some(b)).unwrap();
+        let goal = tape.input(Spec::u32(&[rows, OUT]));
+        let weight = tape.input(Spec::f32(&[rows, OUT]));
+        let op = BinaryCrossEntropy { weight: 50.0, eps: SUM };
+        let [loss, _] = binary_cross_entropy(&mut tape, op, [logits, goal, weight]).unwrap();
+        tape.backward().unwrap();
+        let dw = tape.grad(w).unwrap();
+        tape.keep(dw);
+        tape.keep(loss);
+        let plan = Plan::new(&tape, gpu().caps(), &PlanOptions::default()).unwrap();
+        let session = Session::new(gpu(), plan, Some(&layer.store)).unwrap();
+        let mut sum = 0.0;
+        for micro in 0..parts {
+            session.write(input, &rows_of(&x, micro * rows, rows)).unwrap();
+            session.write(weight, &rows_of(&weights, micro * rows, rows)).unwrap();
+            let part = rows_of(&targets, micro * rows, rows);
+            session.write(goal, &Host { spec: Spec::u32(&[rows, OUT]), data: part.data }).unwrap();
+            session.run(&denshi::gpu::Step::new(1, 0, micro as u32)).unwrap();
+            sum += session.read(loss).unwrap().data[0];
+        }
+        (session.read(dw).unwrap(), sum)
+    };
+    let (whole, loss) = gradient(1);
+    let largest = whole.data.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+    for parts in [2, 4] {
+        let (summed, parts_loss) = gradient(parts);
+        // 24 products in another order, as above; the loss is a sum of 288 terms.
+        approx::assert_relative_eq!(loss, parts_loss, max_relative = 8.0 * 288f64.sqrt() * denshi::ops::EPS);
+        for (a, b) in whole.data.iter().zip(&summed.data) {
+            approx::assert_abs_diff_eq!(a, b, epsilon = 8.0 * 24f64.sqrt() * denshi::ops::EPS * largest);
+        }
+    }
+}

@@ -11,7 +11,7 @@ use crate::ops::embedding::embedding;
 use crate::ops::gather::{gather_rows, replace_ids};
 use crate::ops::gemm::{Gelu, ffn, linear};
 use crate::ops::layer_norm::{layer_norm, residual_layer_norm};
-use crate::ops::losses::Draw;
+use crate::ops::losses::{Draw, SUM};
 use crate::ops::norm::global_norm;
 use crate::ops::random::DropRate;
 use crate::ops::vocabulary::vocabulary_cross_entropy;
@@ -105,7 +105,7 @@ fn train(gpu: &Gpu, dtype: DType, announce: &mut dyn FnMut(&str) -> Result<()>) 
             step.upload(&forward, t * MICRO_BATCHES + micro)?;
             forward.run(&settings(dtype, t, micro))?;
             for (sum, var) in loss.iter_mut().zip([step.mlm, step.rtd]) {
-                *sum += forward.read(var)?.data[0] / f64::from(MICRO_BATCHES);
+                *sum += forward.read(var)?.data[0];
             }
         }
         optimiser.run(&settings(dtype, t, 0))?;
@@ -121,7 +121,7 @@ fn settings(dtype: DType, t: u32, micro: u32) -> Step {
     Step {
         lr: 1e-2,
         loss_scale,
-        grad_scale: 1.0 / (loss_scale * MICRO_BATCHES as f32),
+        grad_scale: 1.0 / loss_scale,
         bias1: 1.0 - 0.9f32.powi(t as i32 + 1),
         bias2: 1.0 - 0.999f32.powi(t as i32 + 1),
         ..Step::new(42, t, micro)
@@ -194,20 +194,22 @@ impl RecordedStep {
     /// Sequences that count upwards from a random word: what is masked can be told from its neighbours.
     fn upload(&self, session: &Session, number: u32) -> Result<()> {
         let words = VOCABULARY - FIRST_WORD;
-        let random = |n: usize, below: usize, salt: u64| {
-            data_for(Spec::u32(&[n]), &Fill::Ids(below), 77 + u64::from(number) * 10 + salt).data
-        };
-        let (starts, cuts) = (random(BATCH, words, 1), random(BATCH, TOKENS / 2, 2));
-        let (picks, mut ids) = (random(BATCH * MASKED, TOKENS / 2, 3), Vec::new());
+        let starts = random(number, 1, BATCH, words);
+        let (picks, mut ids) = (random(number, 3, BATCH * MASKED, TOKENS / 2), Vec::new());
         for start in &starts {
             ids.extend((0..TOKENS).map(|t| (FIRST_WORD + (*start as usize + t) % words) as f64));
         }
-        let lengths: Vec<f64> = cuts.iter().map(|cut| TOKENS as f64 - cut).collect();
+        let lengths = lengths(number);
+        // Weights are divided by their sum over the whole step, so that its micro-batches add up to one big batch.
+        let first = number / MICRO_BATCHES * MICRO_BATCHES;
+        let step_tokens: f64 = (first..first + MICRO_BATCHES).flat_map(self::lengths).sum();
         let row_of = |i: usize| (i / MASKED) * TOKENS + picks[i] as usize;
         let mut masked = ids.clone();
         (0..BATCH * MASKED).for_each(|i| masked[row_of(i)] = MASK as f64);
         let labels: Vec<f64> = (0..BATCH * MASKED).map(|i| ids[row_of(i)]).collect();
-        let real = (0..BATCH * TOKENS).map(|r| f64::from(u8::from(((r % TOKENS) as f64) < lengths[r / TOKENS])));
+        let is_real = |r: usize| ((r % TOKENS) as f64) < lengths[r / TOKENS];
+        let real = (0..BATCH * TOKENS).map(|r| if is_real(r) { 1.0 / step_tokens } else { 0.0 });
+        let share = 1.0 / (BATCH * MASKED * MICRO_BATCHES as usize) as f64;
         let put = |var: Var, spec: Spec, data: Vec<f64>| session.write(var, &Host { spec, data });
         let rows = [BATCH, TOKENS];
         put(self.real, Spec::f32(&rows), real.collect())?;
@@ -217,8 +219,18 @@ impl RecordedStep {
         put(self.lengths, Spec::u32(&[BATCH]), lengths)?;
         put(self.places, Spec::u32(&[BATCH * MASKED]), (0..BATCH * MASKED).map(|i| row_of(i) as f64).collect())?;
         put(self.labels, Spec::u32(&[BATCH * MASKED]), labels)?;
-        put(self.weights, Spec::f32(&[BATCH * MASKED]), vec![1.0; BATCH * MASKED])
+        put(self.weights, Spec::f32(&[BATCH * MASKED]), vec![share; BATCH * MASKED])
     }
+}
+
+/// Seeded whole numbers below `below` for micro-batch `number` of the run.
+fn random(number: u32, salt: u64, n: usize, below: usize) -> Vec<f64> {
+    data_for(Spec::u32(&[n]), &Fill::Ids(below), 77 + u64::from(number) * 10 + salt).data
+}
+
+/// True lengths of the sequences of a micro-batch.
+fn lengths(number: u32) -> Vec<f64> {
+    random(number, 2, BATCH, TOKENS / 2).iter().map(|cut| TOKENS as f64 - cut).collect()
 }
 
 fn record_step(set: &Arc<ParamSet>, dtype: DType) -> Result<RecordedStep> {
@@ -239,14 +251,14 @@ fn record_step(set: &Arc<ParamSet>, dtype: DType) -> Result<RecordedStep> {
     let table = param(&mut tape, "tokens", dtype)?;
     let bias = param(&mut tape, "vocabulary.bias", DType::F32)?;
     let draw = Draw { site: tape.site(), temperature: 1.0, never_right: false };
-    let head = vocabulary_cross_entropy(&mut tape, 1.0, Some(draw), [hidden, table, bias, labels, weights])?;
+    let head = vocabulary_cross_entropy(&mut tape, [1.0, SUM], Some(draw), [hidden, table, bias, labels, weights])?;
     let drawn = head.drawn.unwrap_or(labels);
     let [corrupted, replaced] = replace_ids(&mut tape, ids, places, drawn, weights)?;
     let embedded = embed(&mut tape, corrupted, kinds, dtype)?;
     let judged = encode(&mut tape, "discriminator", embedded, lengths, dtype)?;
     let (w, b) = (param(&mut tape, "head.weight", dtype)?, param(&mut tape, "head.bias", DType::F32)?);
     let logits = linear(&mut tape, judged, w, Some(b))?;
-    let op = BinaryCrossEntropy { weight: 2.0, eps: 1e-6 };
+    let op = BinaryCrossEntropy { weight: 2.0, eps: SUM };
     let [rtd, _] = binary_cross_entropy(&mut tape, op, [logits, replaced, real])?;
     let mlm = head.loss;
     tape.keep(mlm);

@@ -11,6 +11,7 @@ use crate::gpu::{Caps, Step};
 #[derive(Clone, Debug)]
 pub struct BinaryCrossEntropy {
     pub weight: f32,
+    /// Or [`losses::SUM`].
     pub eps: f32,
 }
 
@@ -39,7 +40,7 @@ impl BinaryCrossEntropy {
             count(5, yes && target);
             count(6, target);
         }
-        s[2] = s[0] / (s[1] + f64::from(self.eps)).max(1e-30);
+        s[2] = s[0] / losses::divisor(s[1], self.eps);
         s
     }
 }
@@ -132,6 +133,13 @@ pub fn cases() -> Vec<Case> {
         let targets = r.input(&[40], DType::U32, Fill::Ids(2));
         let weights = r.input(&[40], DType::F32, Fill::Const(0.0));
         let op = BinaryCrossEntropy { weight: 50.0, eps: 1e-6 };
+        binary_cross_entropy(r, op, [logits, targets, weights]).map(|_| ())
+    }));
+    cases.push(Case::new("bce_as_a_sum", |r| {
+        let logits = r.input(&[40], DType::F32, Fill::Normal(3.0));
+        let targets = r.input(&[40], DType::U32, Fill::Ids(2));
+        let weights = r.input(&[40], DType::F32, Fill::Uniform(0.0, 0.1));
+        let op = BinaryCrossEntropy { weight: 50.0, eps: losses::SUM };
         binary_cross_entropy(r, op, [logits, targets, weights]).map(|_| ())
     }));
     cases

@@ -11,6 +11,7 @@ use crate::gpu::{Caps, Step};
 #[derive(Clone, Debug)]
 pub struct CrossEntropy {
     pub weight: f32,
+    /// Or [`losses::SUM`].
     pub eps: f32,
     pub weighted: bool,
 }

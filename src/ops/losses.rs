@@ -4,6 +4,15 @@ use super::rows::{EXP_ERROR, Lanes, sum_bound};
 use super::*;
 use crate::gpu::{Caps, KernelKey};
 
+/// In place of an eps: the loss is a sum and is not divided at all. For micro-batches: where the host has divided the
+/// weights by their sum over the big batch, the micro-batches add up to its loss and gradients exactly.
+pub const SUM: f32 = -1.0;
+
+/// What a weighted sum of losses is divided by.
+pub(super) fn divisor(weights: f64, eps: f32) -> f64 {
+    if eps < 0.0 { 1.0 } else { (weights + f64::from(eps)).max(1e-30) }
+}
+
 /// A label without weight.
 pub const IGNORE: u32 = u32::MAX;
 
@@ -153,12 +162,12 @@ pub(super) fn row_loss(row: &[f64], label: usize, slack: f64) -> (f64, f64) {
 pub(super) fn row_totals(rows: &[(f64, f64, bool)], [loss_weight, eps]: [f32; 2]) -> (Vec<f64>, Vec<f64>) {
     let sum = |f: &dyn Fn(&(f64, f64, bool)) -> f64| rows.iter().map(f).sum::<f64>();
     let (loss, weight) = (sum(&|r| if r.1 == 0.0 { 0.0 } else { r.0 * r.1 }), sum(&|r| r.1));
-    let mean = loss / (weight + f64::from(eps)).max(1e-30);
+    let mean = loss / divisor(weight, eps);
     let right = sum(&|r| if r.2 { r.1 } else { 0.0 });
     (vec![f64::from(loss_weight) * mean], vec![loss, weight, mean, right, 0.0, 0.0, 0.0, 0.0])
 }
 
 /// What a row's gradient is multiplied by, without its own weight: loss_weight * loss_scale / (sum of weights + eps).
 pub(super) fn gradient_scale(weights: f64, [loss_weight, eps]: [f32; 2], loss_scale: f32) -> f64 {
-    f64::from(loss_weight) * f64::from(loss_scale) / (weights + f64::from(eps)).max(1e-30)
+    f64::from(loss_weight) * f64::from(loss_scale) / divisor(weights, eps)
 }

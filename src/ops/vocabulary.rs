@@ -16,6 +16,7 @@ use crate::gpu::{Caps, Step};
 #[derive(Clone, Debug)]
 pub struct VocabularyCrossEntropy {
     pub weight: f32,
+    /// Or [`losses::SUM`].
     pub eps: f32,
     pub draw: Option<Draw>,
     pub train: bool,
@@ -33,16 +34,17 @@ pub struct Vocabulary {
     pub drawn: Option<Var>,
 }
 
-/// The masked-language-model loss of `hidden`; gradients go to hidden, table and bias. `ins`: hidden, table, bias, labels,
+/// The masked-language-model loss of `hidden`, weight * mean (eps may be [`losses::SUM`]); gradients go to hidden, table
+/// and bias. `ins`: hidden, table, bias, labels,
 /// weights.
 pub fn vocabulary_cross_entropy(
     r: &mut dyn Recorder,
-    weight: f32,
+    [weight, eps]: [f32; 2],
     draw: Option<Draw>,
     ins: [Var; 5],
 ) -> Result<Vocabulary> {
     let train = ins[..3].iter().any(|&v| r.needs_grad(v));
-    let op = VocabularyCrossEntropy { weight, eps: 1e-6, draw, train, rows_at_once: None };
+    let op = VocabularyCrossEntropy { weight, eps, draw, train, rows_at_once: None };
     record(r, op, ins)
 }
 
@@ -335,7 +337,7 @@ pub fn cases() -> Vec<Case> {
     cases.extend(Case::both("vocabulary_in_three_chunks", |r, dtype| {
         let ins = inputs(r, [300, 8, 44], dtype);
         let draw = Some(Draw { site: r.site(), temperature: 1.0, never_right: false });
-        let op = VocabularyCrossEntropy { weight: 1.0, eps: 1e-6, draw, train: true, rows_at_once: Some(128) };
+        let op = VocabularyCrossEntropy { weight: 1.0, eps: losses::SUM, draw, train: true, rows_at_once: Some(128) };
         record(r, op, ins).map(|_| ())
     }));
     cases
@@ -345,6 +347,6 @@ pub fn bench_cases() -> Vec<Case> {
     vec![Case::new("vocabulary_160x128x32000", |r| {
         let ins = inputs(r, [160, 128, 32_000], DType::F32);
         let draw = Some(Draw { site: r.site(), temperature: 1.0, never_right: false });
-        vocabulary_cross_entropy(r, 1.0, draw, ins).map(|_| ())
+        vocabulary_cross_entropy(r, [1.0, 1e-6], draw, ins).map(|_| ())
     })]
 }

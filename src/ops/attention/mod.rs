@@ -34,7 +34,7 @@ pub struct FlashAttention(Attention);
 #[derive(Clone, Debug)]
 pub struct FlashAttentionBwd(Attention);
 
-/// Attention of every sequence to itself. `dropout` is the probability's, where there is one.
+/// Attention of every sequence to itself. `dropout` is that of the probabilities; none where nothing is trained.
 pub fn flash_attention(
     r: &mut dyn Recorder,
     qkv: Var,
@@ -42,7 +42,7 @@ pub fn flash_attention(
     heads: usize,
     dropout: Option<DropRate>,
 ) -> Result<Var> {
-    let dropout = dropout.filter(|d| d.threshold > 0).map(|d| (d, r.site()));
+    let dropout = dropout.filter(|d| r.training() && d.threshold > 0).map(|d| (d, r.site()));
     r.apply1(FlashAttention(Attention { heads, dropout }), &[qkv, lens])
 }
 
