@@ -2,7 +2,7 @@
 
 use super::gpu;
 use denshi::error::Kind;
-use denshi::gpu::{AdapterChoice, Gpu, KernelKey, Purpose};
+use denshi::gpu::{AdapterChoice, BindGroups, Gpu, KernelKey, Purpose};
 use denshi::ops::{DType, Fill, Recorder, Spec, add::add};
 use denshi::tape::{ParamSet, Plan, PlanOptions, Session, Tape, case_step, data_for};
 use std::process::Command;
@@ -66,7 +66,10 @@ fn a_binding_over_the_limit_names_the_limit_and_the_sizes() {
     let small = gpu().buffer("small", Purpose::Activations, 256).unwrap();
     let key = KernelKey::new("add.wgsl", "add_into").with("T", "f32");
     let slices = [buffer.whole(), small.whole()];
-    let error = gpu().dispatch(&key, &slices, &4u32.to_le_bytes(), [1, 1, 1]).err().expect("the binding is too large");
+    let error = gpu()
+        .dispatch(&mut BindGroups::default(), &key, &slices, &4u32.to_le_bytes(), [1, 1, 1])
+        .err()
+        .expect("the binding is too large");
     assert_eq!(error.kind, Kind::Limit);
     let said = error.to_string();
     assert!(said.contains(&limit.to_string()) && said.contains(&(limit + 1024).to_string()), "{said}");

@@ -150,9 +150,9 @@ impl Buffer {
         self.slice(0, self.bytes())
     }
 
-    /// Whether both are the same device buffer.
-    pub fn same(&self, other: &Buffer) -> bool {
-        Arc::ptr_eq(&self.inner, &other.inner)
+    /// Tells device buffers apart, as long as they live.
+    pub(super) fn id(&self) -> usize {
+        Arc::as_ptr(&self.inner) as usize
     }
 }
 

@@ -108,6 +108,16 @@ pub(super) struct Cache {
     kernels: HashMap<KernelKey, Arc<Kernel>>,
 }
 
+/// Bind groups of one set of launches, made once for each kernel and list of slices: layers that run in the same
+/// buffers share them. It must not outlive the buffers, by whose identity it knows them.
+#[derive(Default)]
+pub struct BindGroups {
+    made: HashMap<(usize, Vec<BoundRange>), wgpu::BindGroup>,
+}
+
+/// Buffer, offset and bytes of a binding.
+type BoundRange = (usize, u64, u64);
+
 /// One launch, ready to be encoded: everything made beforehand.
 #[derive(Clone)]
 pub struct Dispatch {
@@ -241,6 +251,7 @@ impl Gpu {
     /// Makes a launch: `slices` in the order of the kernel's binding numbers.
     pub fn dispatch(
         &self,
+        groups: &mut BindGroups,
         key: &KernelKey,
         slices: &[BufferSlice],
         immediates: &[u8],
@@ -268,6 +279,11 @@ impl Gpu {
                     .hint("use a smaller batch, more micro-batches, or a smaller vocabulary chunk"));
             }
         }
+        let bound = slices.iter().map(|s| (s.buffer.id(), s.offset, s.bytes)).collect();
+        let known = (Arc::as_ptr(&kernel) as usize, bound);
+        if let Some(bind_group) = groups.made.get(&known).cloned() {
+            return Ok(Dispatch { kernel, bind_group, immediates: immediates.into(), grid });
+        }
         let entries: Vec<wgpu::BindGroupEntry> = slices
             .iter()
             .zip(&kernel.bindings)
@@ -289,6 +305,7 @@ impl Gpu {
         if let Some(error) = pollster::block_on(scope.pop()) {
             return Err(fail(error.to_string()));
         }
+        groups.made.insert(known, bind_group.clone());
         Ok(Dispatch { kernel, bind_group, immediates: immediates.into(), grid })
     }
 }

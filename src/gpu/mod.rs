@@ -13,7 +13,7 @@ mod timing;
 pub use adapter::{Adapter, AdapterChoice};
 pub use buffer::{ALIGN, Buffer, BufferSlice, Memory, Purpose, align, mib};
 pub use caps::{Backend, Caps, CoopMatrix, DeviceClass, Limits, Timestamps};
-pub use kernel::{Const, Dispatch, KernelKey};
+pub use kernel::{BindGroups, Const, Dispatch, KernelKey};
 pub use queue::{Readback, Step, StepUniform};
 pub use shader::{Rendered, render, shader_files};
 pub use timing::Timer;

@@ -175,8 +175,10 @@ impl Gpu {
     /// Seconds of host time that encoding `dispatches` takes; the commands are dropped.
     pub fn encoding_seconds(&self, dispatches: &[Dispatch]) -> f64 {
         let start = std::time::Instant::now();
-        drop(self.encode(dispatches));
-        start.elapsed().as_secs_f64()
+        let commands = self.encode(dispatches);
+        let seconds = start.elapsed().as_secs_f64();
+        drop(commands);
+        seconds
     }
 
     pub(super) fn submit_raw(&self, commands: wgpu::CommandBuffer) {

@@ -7,7 +7,7 @@ use super::plan::{GUARD, Plan, touchable};
 use super::{Home, ParamStore, Write};
 use crate::error::{Context, Error, Kind, Result};
 use crate::gpu::{
-    Buffer, BufferSlice, DeviceClass, Dispatch, Gpu, KernelKey, Purpose, Readback, Step, StepUniform, Timer,
+    BindGroups, Buffer, BufferSlice, DeviceClass, Dispatch, Gpu, KernelKey, Purpose, Readback, Step, StepUniform, Timer,
 };
 use crate::ops::{Bind, Cost, Host, Launch, Var};
 use std::collections::BTreeMap;
@@ -104,6 +104,7 @@ impl Session {
     fn make_dispatches(&mut self) -> Result<()> {
         let mut differs = false;
         let mut later_costs = Vec::new();
+        let mut groups = BindGroups::default();
         for (index, node) in self.plan.nodes.iter().enumerate() {
             // Whether each output is added to in a step's first micro-batch, and in later ones.
             let adds = |k: usize| {
@@ -125,7 +126,8 @@ impl Session {
                     continue;
                 }
                 let slices = self.bind(launch, &node.program.scratch, &node.ins, &node.outs).context(what)?;
-                let dispatch = self.gpu.dispatch(&launch.kernel, &slices, &first, launch.grid).context(what)?;
+                let dispatch =
+                    self.gpu.dispatch(&mut groups, &launch.kernel, &slices, &first, launch.grid).context(what)?;
                 differs |= skip_later || first != later;
                 if !skip_later {
                     later_costs.push(launch.cost);
