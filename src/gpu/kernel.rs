@@ -158,11 +158,6 @@ impl Gpu {
         Ok(kernel)
     }
 
-    /// How many kernels have been compiled.
-    pub fn kernels_built(&self) -> usize {
-        lock(&self.inner.kernels).kernels.len()
-    }
-
     fn module(&self, key: &KernelKey) -> Result<Parsed> {
         let module_key = (key.file, key.constants.clone());
         if let Some(parsed) = lock(&self.inner.kernels).modules.get(&module_key) {

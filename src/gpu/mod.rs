@@ -59,6 +59,13 @@ impl Gpu {
             let happened = format!("it offers {has} bytes of immediates, {} are needed", kernel::MAX_IMMEDIATES);
             return Err(Error::new(Kind::Adapter, attempt(), happened).hint("choose another adapter or driver"));
         }
+        if u64::from(caps.limits.offset_alignment) > ALIGN {
+            let happened = format!(
+                "its bindings start at multiples of {} bytes, {ALIGN} at most are provided for",
+                caps.limits.offset_alignment
+            );
+            return Err(Error::new(Kind::Adapter, attempt(), happened).hint("choose another adapter or driver"));
+        }
         let wanted = wgpu::Features::IMMEDIATES
             | wgpu::Features::SHADER_F16
             | wgpu::Features::SUBGROUP
