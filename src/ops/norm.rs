@@ -112,9 +112,17 @@ pub fn cases() -> Vec<Case> {
         let g = r.input(&[640], DType::F32, Fill::Const(0.0));
         global_norm(r, g, 1.0).map(|_| ())
     }));
-    for (name, odd) in [("nan", f64::NAN), ("infinity", f64::NEG_INFINITY), ("squares_too_large", 1e30)] {
+    // A NaN whose lowest bit in f32 is set, and the element that no vector of four holds.
+    let payload = f64::from_bits(0x7ff8_0000_2000_0000);
+    for (name, odd, place) in [
+        ("nan", f64::NAN, 900),
+        ("nan_with_payload", payload, 900),
+        ("infinity", f64::NEG_INFINITY, 900),
+        ("infinity_at_the_end", f64::INFINITY, 996),
+        ("squares_too_large", 1e30, 900),
+    ] {
         cases.push(Case::new(format!("norm_flags_{name}"), move |r| {
-            let values = (0..997).map(|i| if i == 900 { odd } else { 1.0 }).collect();
+            let values = (0..997).map(|i| if i == place { odd } else { 1.0 }).collect();
             let g = r.input(&[997], DType::F32, Fill::Values(values));
             global_norm(r, g, 1.0).map(|_| ())
         }));
